@@ -1,0 +1,17 @@
+"""memvit: recognise what happens in long videos, online, with a memory of what came before.
+
+    model = memvit.create_model("memvit_16x4", num_classes=400, memory_length=2)
+    memory = None
+    for clips in stream:                       # (B, 3, T, H, W), normalised
+        logits, memory = model(clips, memory)
+
+An implementation of MeMViT (Wu et al., CVPR 2022, arXiv 2201.08383).
+"""
+
+from memvit.models.memory import Memory
+from memvit.models.memvit import MeMViT
+from memvit.models.slowfast import load_slowfast
+from memvit.models.zoo import create_model, list_models
+
+__version__ = "0.1.0"
+__all__ = ["MeMViT", "Memory", "create_model", "list_models", "load_slowfast"]

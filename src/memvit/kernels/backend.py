@@ -1,0 +1,24 @@
+"""Which implementation of a kernel runs: the fast one, or, inside `reference_kernels()`, the plain definition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_reference: ContextVar[bool] = ContextVar("memvit_reference_kernels", default=False)
+
+
+@contextmanager
+def reference_kernels() -> Iterator[None]:
+    """Inside this context every kernel computes its plain PyTorch definition: for tests and for counting operations."""
+    token = _reference.set(True)
+    try:
+        yield
+    finally:
+        _reference.reset(token)
+
+
+def use_reference() -> bool:
+    """Whether the plain definitions are wanted."""
+    return _reference.get()

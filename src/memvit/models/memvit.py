@@ -1,0 +1,389 @@
+"""MeMViT: a multiscale vision transformer that reads a video clip by clip and remembers (Wu et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from memvit.models.attention import LAYER_NORM_EPS, PoolingAttention, make_pooling
+from memvit.models.config import MViTConfig, Size3
+from memvit.models.heads import BoxAttention, ClassHead, Logits, pad_boxes, pool_boxes, pool_clip, pool_frames
+from memvit.models.memory import LayerMemory, Memory, SlotMasks, empty_layer
+from memvit.models.plan import BlockPlan, plan_blocks
+from memvit.models.positions import AbsolutePositions
+
+
+class PatchEmbed(nn.Module):
+    """Cuts a clip into overlapping patches, one token each."""
+
+    def __init__(self, config: MViTConfig) -> None:
+        super().__init__()
+        self.padding = config.patch_padding
+        self.proj = nn.Conv3d(
+            config.in_channels, config.embed_dim, config.patch_kernel, config.patch_stride, config.patch_padding
+        )
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """(B, channels, frames, height, width) -> (B, N, embed_dim), ordered time, height, width."""
+        return self.proj(clips).flatten(2).transpose(1, 2)
+
+    def grid(self, size: Size3) -> Size3:
+        """The token grid of a clip of (frames, height, width)."""
+        conv = self.proj
+        t, h, w = (
+            (n + 2 * p - k) // s + 1
+            for n, p, k, s in zip(size, self.padding, conv.kernel_size, conv.stride, strict=True)
+        )
+        return t, h, w
+
+
+class MLP(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, dim: int, hidden_dim: int, out_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, out_dim)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., out_dim)."""
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class Block(nn.Module):
+    """One multiscale transformer block."""
+
+    def __init__(self, plan: BlockPlan, config: MViTConfig) -> None:
+        super().__init__()
+        self.plan = plan
+        self.has_class_token = config.class_token
+        self.widen_in_attention = config.widen_in_attention
+        self.norm1 = nn.LayerNorm(plan.dim, LAYER_NORM_EPS)
+        self.attn = PoolingAttention(plan, config)
+        self.norm2 = nn.LayerNorm(plan.attention_dim, LAYER_NORM_EPS)
+        self.mlp = MLP(plan.attention_dim, int(plan.attention_dim * config.mlp_ratio), plan.out_dim, config.dropout)
+        self.drop_path = StochasticDepth(plan.drop_path, "row")
+        if plan.dim != plan.out_dim:
+            self.proj = nn.Linear(plan.dim, plan.out_dim)
+
+    def forward(
+        self, x: Tensor, grid: Size3, memory: LayerMemory | None, slots: SlotMasks
+    ) -> tuple[Tensor, Size3, LayerMemory | None]:
+        """(B, N, dim) tokens -> (B, N', out_dim), their grid, and the layer's memory after this clip."""
+        n = self.norm1(x)
+        attended, out_grid, remembered = self.attn(n, grid, memory, slots)
+        shortcut = self.proj(n) if self.plan.dim != self.plan.attention_dim else x
+        x = self._pool_shortcut(shortcut, grid) + self.drop_path(attended)
+        n = self.norm2(x)
+        shortcut = self.proj(n) if self.plan.attention_dim != self.plan.out_dim else x
+        return shortcut + self.drop_path(self.mlp(n)), out_grid, remembered
+
+    def _pool_shortcut(self, x: Tensor, grid: Size3) -> Tensor:
+        stride = self.plan.q_stride
+        if stride is None or stride == (1, 1, 1):
+            return x
+        kernel = (stride[0] + (stride[0] > 1), stride[1] + (stride[1] > 1), stride[2] + (stride[2] > 1))
+        num_class = int(self.has_class_token)
+        volume = x[:, num_class:].unflatten(1, grid).permute(0, 4, 1, 2, 3)
+        pooled = make_pooling("max", 0, kernel, stride)(volume).permute(0, 2, 3, 4, 1).flatten(1, 3)
+        return torch.cat([x[:, :num_class], pooled], dim=1)
+
+
+class BoxBlock(nn.Module):
+    """A transformer block among the boxes of a clip and of past clips."""
+
+    def __init__(self, dim: int, num_heads: int, config: MViTConfig) -> None:
+        super().__init__()
+        head = config.head
+        self.norm1 = nn.LayerNorm(dim, LAYER_NORM_EPS)
+        self.attn = BoxAttention(
+            dim, num_heads, config.memory, head, config.qkv_bias, add_query=config.residual_pooling != "none"
+        )
+        self.norm2 = nn.LayerNorm(dim, LAYER_NORM_EPS)
+        self.mlp = MLP(dim, int(dim * config.mlp_ratio), dim, head.box_dropout)
+        self.drop_path = StochasticDepth(head.box_drop_path, "row")
+
+    def forward(
+        self,
+        x: Tensor,
+        present: Tensor,
+        memory: LayerMemory | None,
+        slots: SlotMasks | None,
+        past_present: Tensor | None,
+    ) -> tuple[Tensor, LayerMemory | None]:
+        """(B, L, dim) box tokens -> the same, and the layer's memory after this clip; see `BoxAttention`."""
+        attended, remembered = self.attn(self.norm1(x), present, memory, slots, past_present)
+        x = x + self.drop_path(attended)
+        return x + self.drop_path(self.mlp(self.norm2(x))), remembered
+
+
+class MeMViT(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="memvit",
+    tags=["video-classification", "action-recognition", "memvit"],
+    paper_url="https://arxiv.org/abs/2201.08383",
+    coders={MViTConfig: (MViTConfig.to_dict, MViTConfig.from_dict)},
+):
+    """A video transformer that sees a clip and, through its memory, the clips before it.
+
+        memory = None
+        for clips in stream:                        # (B, 3, T, H, W)
+            logits, memory = model(clips, memory)
+
+    Memory is explicit: a value that goes in and comes out, one entry per stream of the batch. `memory.forget(...)` marks
+    streams that start another video. `save_pretrained`, `from_pretrained` and `push_to_hub` come from huggingface_hub.
+
+    Args:
+        config: what the model is.
+    """
+
+    def __init__(self, config: MViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        plans = plan_blocks(config)
+        dim = plans[-1].out_dim
+        self.patch_embed = PatchEmbed(config)
+        if config.class_token:
+            self.cls_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, config.embed_dim), std=0.02))
+        if config.absolute_positions != "none":
+            grid = self.patch_embed.grid((config.num_frames, config.crop_size, config.crop_size))
+            self.positions = AbsolutePositions(config.absolute_positions, grid, config.embed_dim, config.class_token)
+        self.pos_drop = nn.Dropout(config.dropout)
+        if config.norm_stem:
+            self.norm_stem = nn.LayerNorm(config.embed_dim, LAYER_NORM_EPS)
+        self.blocks = nn.ModuleList(Block(plan, config) for plan in plans)
+        self.norm = nn.LayerNorm(dim, LAYER_NORM_EPS)
+        num_heads = plans[-1].num_heads
+        self.box_blocks = nn.ModuleList(BoxBlock(dim, num_heads, config) for _ in range(config.head.box_depth))
+        self.head = ClassHead(dim, config.head)
+        self.apply(_init_linear)
+
+    def forward(
+        self, clips: Tensor, memory: Memory | None = None, boxes: Sequence[Tensor] | None = None
+    ) -> tuple[Logits, Memory]:
+        """Recognises one clip of each stream and remembers it.
+
+        Args:
+            clips: (B, 3, frames, height, width), float, normalised with the config's mean and std.
+            memory: what came out of the step before, for the same streams in the same order; None: nothing yet.
+            boxes: for task "boxes", per clip (n_i, 4) x1, y1, x2, y2 in pixels of the clip; n_i may be 0.
+
+        Returns:
+            Logits, raw: (B, classes); task "frames" (B, T, classes); task "boxes" (sum n_i, classes), clips in order; a
+            tuple in config order where there are several heads. And the memory after this clip.
+
+        Raises:
+            ValueError: wrong shapes, boxes missing, or a memory of other streams or another clip size.
+        """
+        is_boxes = self.config.head.task == "boxes"
+        if is_boxes != (boxes is not None):
+            raise ValueError(
+                "this model classifies boxes: call model(clips, memory, boxes=[(n_i, 4) tensor per clip])"
+                if is_boxes
+                else f"this model's task is {self.config.head.task!r}; it takes no boxes"
+            )
+        tokens, grid, layers, memory, slots = self._forward_trunk(clips, memory)
+        if boxes is None:
+            if self.config.head.task == "frames":
+                features = pool_frames(tokens, grid, self.config.class_token)
+            else:
+                features = pool_clip(tokens, self.config.class_token)
+            return self.head(features), memory.advance(layers, (), memory.box_counts.new_zeros(len(memory)))
+        _check_boxes(boxes, clips)
+        features, box_layers, box_counts = self._forward_boxes(tokens, grid, boxes, memory, slots)
+        return self.head(features), memory.advance(layers, box_layers, box_counts)
+
+    def forward_features(self, clips: Tensor, memory: Memory | None = None) -> tuple[Tensor, Memory]:
+        """The normed tokens of a clip, for feature extraction and new heads.
+
+        Args:
+            clips, memory: as for `forward`. Box memory, which needs boxes, is left as it was.
+
+        Returns:
+            (B, N, dim), class token first where there is one, then time, height, width (`token_grid`); and the memory.
+        """
+        tokens, _, layers, memory, _ = self._forward_trunk(clips, memory)
+        return tokens, memory.advance(layers, memory.box_layers, memory.box_counts.new_zeros(len(memory)))
+
+    def token_grid(self, num_frames: int | None = None, height: int | None = None, width: int | None = None) -> Size3:
+        """The grid (time, height, width) of `forward_features`' tokens for a clip of that size."""
+        config = self.config
+        grid = self.patch_embed.grid(
+            (num_frames or config.num_frames, height or config.crop_size, width or config.crop_size)
+        )
+        for block in self._trunk():
+            grid = block.attn.output_grid(grid)
+        return grid
+
+    def new_memory(
+        self,
+        batch_size: int,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Memory:
+        """The memory of `batch_size` streams that have seen nothing.
+
+        Args:
+            num_frames, height, width: size of the clips to come; the config's where left out.
+            dtype, device: the model's where left out.
+        """
+        config = self.config
+        size = num_frames or config.num_frames, height or config.crop_size, width or config.crop_size
+        return self._new_memory(batch_size, self.patch_embed.grid(size), dtype, device)
+
+    def _new_memory(
+        self,
+        batch_size: int,
+        clip_grid: Size3,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Memory:
+        config = self.config
+        like = torch.empty(0, dtype=dtype or self.norm.weight.dtype, device=device or self.norm.weight.device)
+        num_slots, num_class = config.memory.num_slots, int(config.class_token)
+        layers, grid = {}, clip_grid
+        for block in self._trunk():
+            if block.plan.has_memory:
+                num_tokens, num_compressed = (
+                    num_class + math.prod(g) for g in (block.attn.key_grid(grid), block.attn.memory_grid(grid))
+                )
+                layers[block.plan.index] = empty_layer(
+                    config.memory, batch_size, num_tokens, num_compressed, block.plan.dim, like
+                )
+            grid = block.attn.output_grid(grid)
+        max_boxes, dim = config.head.max_boxes, self.norm.weight.shape[0]
+        num_box_layers = len(self.box_blocks) if num_slots else 0
+        return Memory(
+            layers=layers,
+            box_layers=tuple(
+                empty_layer(config.memory, batch_size, max_boxes, max_boxes, dim, like) for _ in range(num_box_layers)
+            ),
+            valid=torch.zeros(batch_size, num_slots, dtype=torch.bool, device=like.device),
+            filled=torch.zeros(batch_size, num_slots, dtype=torch.bool, device=like.device),
+            box_counts=torch.zeros(batch_size, num_slots, dtype=torch.long, device=like.device),
+            clip_grid=clip_grid,
+        )
+
+    def _trunk(self) -> list[Block]:
+        return list(self.blocks)  # type: ignore[arg-type]
+
+    def _forward_trunk(
+        self, clips: Tensor, memory: Memory | None
+    ) -> tuple[Tensor, Size3, dict[int, LayerMemory], Memory, SlotMasks]:
+        """Tokens, their grid, every layer's memory after this clip, the memory before it, and its slot masks."""
+        grid = self._check_clips(clips)
+        if memory is None:
+            memory = self._new_memory(clips.shape[0], grid)
+        self._check_memory(memory, clips, grid)
+
+        x = self.patch_embed(clips)
+        if self.config.class_token:
+            x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
+        if self.config.absolute_positions != "none":
+            x = x + self.positions(grid)
+        x = self.pos_drop(x)
+        if self.config.norm_stem:
+            x = self.norm_stem(x)
+
+        slots = memory.slot_masks(self.config.memory)
+        layers: dict[int, LayerMemory] = {}
+        for block in self._trunk():
+            x, grid, remembered = block(x, grid, memory.layers.get(block.plan.index), slots)
+            if remembered is not None:
+                layers[block.plan.index] = remembered
+        return self.norm(x), grid, layers, memory, slots
+
+    def _forward_boxes(
+        self, tokens: Tensor, grid: Size3, boxes: Sequence[Tensor], memory: Memory, slots: SlotMasks
+    ) -> tuple[Tensor, list[LayerMemory], Tensor]:
+        """Box vectors (sum n_i, dim), box layers' memory after this clip, and its box tokens per stream."""
+        head = self.config.head
+        features = pool_boxes(tokens, grid, self.config.class_token, boxes, head)
+        counts = [len(b) for b in boxes]
+        box_counts = torch.tensor([max(n, head.max_boxes) for n in counts], device=features.device)
+        if not self.box_blocks:
+            return features, [], box_counts
+
+        num_tokens = max(memory.num_box_tokens, head.max_boxes, *counts)
+        memory = memory.with_box_tokens(num_tokens)
+        positions = torch.arange(num_tokens, device=features.device)
+        present = positions < box_counts[:, None]
+        past_present = positions < memory.box_counts[:, :: self.config.memory.gap, None] if memory.box_layers else None
+        x = pad_boxes(features, counts, num_tokens)
+        box_layers = []
+        for i, block in enumerate(self.box_blocks):
+            layer = memory.box_layers[i] if memory.box_layers else None
+            x, remembered = block(x, present, layer, slots, past_present)
+            if remembered is not None:
+                box_layers.append(remembered)
+        return torch.cat([x[b, :n] for b, n in enumerate(counts)]), box_layers, box_counts
+
+    def _check_clips(self, clips: Tensor) -> Size3:
+        config = self.config
+        if clips.dim() != 5 or clips.shape[1] != config.in_channels or not clips.is_floating_point():
+            raise ValueError(
+                f"clips must be float of shape (B, {config.in_channels}, frames, height, width), "
+                f"not {clips.dtype} {tuple(clips.shape)}"
+            )
+        grid = self.patch_embed.grid((clips.shape[2], clips.shape[3], clips.shape[4]))
+        if clips.shape[0] == 0 or min(grid) < 1:
+            raise ValueError(
+                f"clips of shape {tuple(clips.shape)} are too small; the model was made for "
+                f"{config.num_frames} frames of {config.crop_size} x {config.crop_size} pixels"
+            )
+        return grid
+
+    def _check_memory(self, memory: Memory, clips: Tensor, grid: Size3) -> None:
+        if memory.batch_size != clips.shape[0]:
+            raise ValueError(
+                f"memory of {memory.batch_size} streams with {clips.shape[0]} clips; pick streams with memory[...] or join "
+                "them with Memory.cat"
+            )
+        num_box_layers = len(self.box_blocks) if self.config.memory.length else 0
+        same_model = (
+            set(memory.layers) == set(self.config.memory_layers)
+            and memory.valid.shape[1] == self.config.memory.num_slots
+            and len(memory.box_layers) == num_box_layers
+        )
+        if not same_model:
+            raise ValueError("this memory is of another model; begin with memory=None or model.new_memory(batch_size)")
+        if memory.layers and memory.clip_grid != grid:
+            raise ValueError(
+                f"memory of clips with token grid {memory.clip_grid} cannot serve clips of shape {tuple(clips.shape)} (grid "
+                f"{grid}); keep one clip size per stream, or begin with memory=None"
+            )
+
+    def extra_repr(self) -> str:
+        """The few facts that tell models apart."""
+        memory = self.config.memory
+        return f"memory_length={memory.length}, gap={memory.gap}, memory_layers={self.config.memory_layers}"
+
+
+def _check_boxes(boxes: Sequence[Tensor], clips: Tensor) -> None:
+    if len(boxes) != clips.shape[0]:
+        raise ValueError(
+            f"boxes for {len(boxes)} clips, but there are {clips.shape[0]}; give one (n_i, 4) tensor per clip"
+        )
+    for i, b in enumerate(boxes):
+        if b.dim() != 2 or b.shape[1] != 4:
+            raise ValueError(f"boxes of clip {i} must be (n, 4) x1, y1, x2, y2 in pixels, not {tuple(b.shape)}")
+
+
+def _init_linear(module: nn.Module) -> Any:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
