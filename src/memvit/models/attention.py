@@ -67,7 +67,9 @@ def make_pooling(mode: str, channels: int, kernel: Size3, stride: Size3, bias: b
     """The pooling of `MViTConfig.pool_mode` with padding kernel // 2."""
     padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
     if mode == "avg":
-        return nn.AvgPool3d(kernel, stride, padding)
+        # Padded by hand: torch refuses grids smaller than the kernel even where padding makes up for it.
+        t, h, w = padding
+        return nn.Sequential(nn.ConstantPad3d((w, w, h, h, t, t), 0.0), nn.AvgPool3d(kernel, stride))
     if mode == "max":
         return nn.MaxPool3d(kernel, stride, padding)
     return nn.Conv3d(channels, channels, kernel, stride, padding, groups=channels, bias=bias)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import ast
 import logging
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor
@@ -40,6 +42,15 @@ FIXED_KEYS: dict[tuple[str, str], tuple[object, ...]] = {
     ("MVIT", "PATCH_2D"): (False,),
     ("DETECTION", "ROI_XFORM_RESOLUTION"): (7,),
 }
+
+# Numbers such as an optimiser's learning rate, under the names that NumPy 1 and 2 give them: data, no code.
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_SCALARS: list[Any] = [
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "float32", "float64")),
+]
 
 
 @dataclass(frozen=True)
@@ -155,32 +166,42 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Tensor]:
         FileNotFoundError: no such file.
         ValueError: not a checkpoint, cut short, or a pickle that asks for code to be run.
     """
-    return model_state(_load_pickle(Path(path)), str(path))
+    return model_state(load_pickle(Path(path)), str(path))
 
 
 def model_state(checkpoint: Any, source: str) -> Mapping[str, Tensor]:
     """The state dict in a checkpoint's content, whether bare or under `model_state`."""
     state = checkpoint.get("model_state", checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
-    if not isinstance(state, Mapping) or not state or not all(isinstance(t, Tensor) for t in state.values()):
+    named = isinstance(state, Mapping) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items())
+    if not named or not state:
         raise ValueError(f"{source} holds no weights: expected a state dict, or one under 'model_state'")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def _load_pickle(path: Path) -> Any:
+def load_pickle(path: Path, source: str | None = None) -> Any:
+    """The content of a `.pyth` file: plain data and tensors alone. Nothing in the file is executed.
+
+    Args:
+        source: what error messages call the file; its path where left out.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint, cut short, or a pickle that asks for code to be run.
+    """
+    source = source or str(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint file")
+        raise FileNotFoundError(f"{source}: no such checkpoint file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error) or "weights_only" in str(error).lower():
-            reason = str(error).split("\n")[0].split(". ")[-1]
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on bytes that are no pickle, the unpickler stumbles in any way
+        code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if code:
             raise ValueError(
-                f"{path} is a pickle that asks for code to be run on loading, and is refused: a checkpoint needs only "
-                f"tensors and plain data. Get it from a source you trust, or have its owner save the state dict alone ({reason})"
+                f"{source} is a pickle that asks for code to be run on loading ({code[1]}), and is refused: a checkpoint "
+                "needs only tensors and plain data; get it from a source you trust, or have its owner save the state dict alone"
             ) from error
-        raise ValueError(f"{path} is not a checkpoint: {error}") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is not a checkpoint, or is cut short: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{source} is not a checkpoint, or is cut short; get it again") from error
 
 
 def _unused_memory_names(model: MeMViT) -> list[str]:

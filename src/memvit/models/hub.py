@@ -1,0 +1,308 @@
+"""Models as directories, on disk and on the Hugging Face Hub: `config.json` and `model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from memvit.models.config import MViTConfig
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+# MeMViT
+
+A video transformer that recognises what happens in long videos, online, with a memory of the clips before
+([paper]({{ paper_url }})).
+
+{{ facts }}
+
+```python
+import memvit
+
+model = memvit.create_model("OWNER/NAME")  # or the directory that holds this file
+memory = None
+for clips in stream:  # (B, 3, frames, height, width), normalised with the config's mean and std
+    logits, memory = model(clips, memory)
+```
+{{ note }}
+"""
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+class HubModel(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="memvit",
+    tags=["video-classification", "action-recognition", "memvit"],
+    pipeline_tag="video-classification",
+    paper_url="https://arxiv.org/abs/2201.08383",
+    model_card_template=MODEL_CARD,
+):
+    """A module that one `MViTConfig` describes, with `save_pretrained`, `from_pretrained` and `push_to_hub`.
+
+    Args:
+        config: what the model is.
+    """
+
+    def __init__(self, config: MViTConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Writes `config.json`, `model.safetensors` and, unless there is one, a model card.
+
+        Args:
+            save_directory: made where missing.
+            kwargs: as for huggingface_hub's `save_pretrained` (push_to_hub, repo_id, ...).
+
+        Raises:
+            ValueError: the directory cannot be written.
+        """
+        return super().save_pretrained(make_directory(save_directory), **kwargs)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_model(self, self.config, save_directory)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, map_location: str = "cpu", **options: Any
+    ) -> Self:
+        """A model from a directory that `save_pretrained` wrote, or from the Hub, in eval mode.
+
+        Args:
+            pretrained_model_name_or_path: the directory, or a Hub repository "owner/name".
+            map_location: the device that the model shall be on.
+            options: for the Hub: revision, token, cache_dir, force_download, local_files_only. Anything else changes
+                a config field; see `load_model`.
+
+        Raises:
+            FileNotFoundError, ValueError: as `load_model`.
+        """
+        return load_model(cls, pretrained_model_name_or_path, **options).to(map_location)
+
+    def generate_model_card(self, *args: Any, note: str = "", **kwargs: Any) -> ModelCard:
+        """The README of a saved model: what it is and how to load it."""
+        return super().generate_model_card(*args, facts=describe(self.config), note=note, **kwargs)
+
+
+def describe(config: MViTConfig) -> str:
+    """The few facts about a model that tell its users what to feed it and what to expect."""
+    classes = " + ".join(str(num) for num in config.head.num_classes)
+    unit = {"clip": "clip", "frames": "token time of a clip", "boxes": "box of a clip"}[config.head.task]
+    lines = [
+        f"- Input: clips of {config.num_frames} frames, every {config.sampling_rate}th at {config.fps:g} frames per second, "
+        f"{config.crop_size} x {config.crop_size} pixels",
+        f"- Output: {classes} classes per {unit}",
+        f"- Blocks: {config.depth}",
+    ]
+    if config.memory.length:
+        lines.append(f"- Memory: {config.memory.length} past clips, temporal support {config.support_s:.1f} s")
+    return "\n".join(lines)
+
+
+def make_directory(path: str | Path) -> Path:
+    """Makes a directory to write into.
+
+    Raises:
+        ValueError: it cannot be, as a file has its name or the place is read-only.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{path} cannot be a directory: a file is in its place; choose another name") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be made ({error.strerror}); choose a place that you can write to") from error
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"{path} cannot be written to; choose another directory")
+    return path
+
+
+def save_model(model: nn.Module, config: MViTConfig, directory: str | Path) -> None:
+    """Writes `config.json` and `model.safetensors`; each appears whole or not at all.
+
+    Raises:
+        ValueError: the directory cannot be written.
+    """
+    directory = make_directory(directory)
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+    _replace(directory / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    _replace(directory / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def load_model(
+    build: Callable[[MViTConfig], ModelT],
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    **overrides: Any,
+) -> ModelT:
+    """A saved model, in eval mode, with config fields changed where asked.
+
+    Only the head, the box blocks and memory can change shape: their parameters are then newly initialised, and listed
+    in a warning. Any other change of shape is an error.
+
+    Args:
+        build: makes the model that a config describes.
+        source: a directory, or a Hub repository "owner/name".
+        revision, token, cache_dir, force_download, local_files_only: as for `huggingface_hub.hf_hub_download`.
+        overrides: as for `MViTConfig.replace`.
+
+    Raises:
+        FileNotFoundError: no such directory or repository, or a file of it is missing.
+        ValueError: a file is damaged, or does not fit the config.
+    """
+    if Path(source).is_dir():
+        config_file, weights_file = (Path(source) / name for name in (CONFIG_FILE, WEIGHTS_FILE))
+    else:
+        config_file, weights_file = (
+            _from_hub(
+                str(source),
+                name,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+            )
+            for name in (CONFIG_FILE, WEIGHTS_FILE)
+        )
+    saved = read_config_file(config_file)
+    config = saved.replace(**overrides)
+    model = build(config)
+    fill(model, read_weights_file(weights_file), str(weights_file), changed_parts(saved, config))
+    return model.eval()
+
+
+def read_config_file(path: Path) -> MViTConfig:
+    """Reads `config.json`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no JSON, an unknown field, or fields that contradict one another.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path.parent} holds no {path.name}; give a directory that save_pretrained or `memvit convert` wrote"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is no JSON file ({error}); save the model again") from error
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{path} is no model config: expected an object, not {type(data).__name__}")
+    try:
+        return MViTConfig.from_dict(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_weights_file(path: Path) -> dict[str, Tensor]:
+    """Reads `model.safetensors`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a safetensors file, or cut short.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} holds no {path.name}; save or convert the model again")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a safetensors file, or is cut short ({error}); save, copy or download it again"
+        ) from error
+
+
+def changed_parts(saved: MViTConfig, config: MViTConfig) -> Callable[[str], bool]:
+    """Tells of a parameter's name whether it belongs to a part that the two configs build differently."""
+    patterns = []
+    if saved.head.num_classes != config.head.num_classes:
+        patterns.append(r"head\.projection\.")
+    if saved.head.box_depth != config.head.box_depth:
+        patterns.append(r"box_blocks\.")
+    if saved.memory != config.memory:
+        patterns.append(r"blocks\.\d+\.attn\.((norm_)?compress_[kv]\.|rel_pos_mem_[hwt]$)")
+    return lambda name: any(re.match(pattern, name) for pattern in patterns)
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], source: str, may_differ: Callable[[str], bool]) -> None:
+    """Loads weights: everything fits, but for parameters that may differ, which keep their initialisation.
+
+    Raises:
+        ValueError: a parameter is missing, unknown or of another shape; the model is left as it was.
+    """
+    own = model.state_dict()
+    new = [name for name, tensor in own.items() if name not in state or state[name].shape != tensor.shape]
+    surplus = [name for name in state if name not in own]
+    problems = [name for name in (*new, *surplus) if not may_differ(name)]
+    if problems:
+        raise ValueError(
+            f"{source} does not fit the model: {_listed(problems)} missing, unknown or of another shape; with weights, only "
+            "the head and memory can change (clips of another size or duration can be fed without changing the config)"
+        )
+    model.load_state_dict(
+        {name: tensor for name, tensor in state.items() if name in own and name not in new}, strict=False
+    )
+    if new:
+        logger.warning("%s: newly initialised, to be trained: %s", source, _listed(new))
+    if surplus:
+        logger.info("%s: left out: %s", source, _listed(surplus))
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names with the blocks' numbers folded: `blocks.*.attn.rel_pos_mem_t (8 times)`."""
+    counts = Counter(re.sub(r"blocks\.\d+\.", "blocks.*.", name) for name in names)
+    return ", ".join(name if n == 1 else f"{name} ({n} times)" for name, n in counts.items())
+
+
+def _from_hub(repo: str, name: str, **options: Any) -> Path:
+    """A file of a Hub repository, downloaded where it is not in huggingface_hub's cache."""
+    try:
+        return Path(hf_hub_download(repo, name, library_name="memvit", **options))
+    except (HFValidationError, EntryNotFoundError, OSError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise FileNotFoundError(
+            f"{repo} is neither a directory here nor a model on the Hub with a {name} ({reason}); check the name, the network "
+            "and, for private models, `hf auth login`"
+        ) from error
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file beside its place and moves it there once it is on the disk."""
+    written = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        write(written)
+        with written.open("rb") as file:
+            os.fsync(file.fileno())
+        written.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be written ({error}); free space or choose another place") from error
+    finally:
+        written.unlink(missing_ok=True)
