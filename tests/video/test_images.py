@@ -46,7 +46,7 @@ def test_a_broken_image_is_skipped_and_named(tmp_path: Path) -> None:
     for index in range(4):
         write_image(tmp_path / f"{index}.png", barcode(index))
     (tmp_path / "0.png").write_text("not an image")
-    (tmp_path / "2.png").touch()
+    (tmp_path / "2.png").write_bytes(b"")
     reader = ImageFolderReader(tmp_path, fps=1)
     assert [(frame.time_s, read_barcode(frame.rgb())) for frame in reader] == [(1.0, 1), (3.0, 3)]
     assert reader.warning == f"2 images of {tmp_path} could not be read (first 0.png): make them again"
@@ -64,7 +64,7 @@ def test_orientation_of_a_photo(tmp_path: Path) -> None:
 
 
 def test_folders_without_readable_images(tmp_path: Path) -> None:
-    with pytest.raises(VideoError, match="no image in .*: pass a folder with .bmp, .jpeg"):
+    with pytest.raises(VideoError, match=r"no image in .*: pass a folder with .bmp, .jpeg"):
         open_video(tmp_path)
     with pytest.raises(VideoError, match=r"cannot list the images of .*missing"):
         ImageFolderReader(tmp_path / "missing")

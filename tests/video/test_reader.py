@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from fractions import Fraction
@@ -71,10 +72,10 @@ def test_variable_frame_rate_keeps_its_times(tmp_path: Path) -> None:
     assert indices(VideoReader(path, 0.5)) == [3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("first_s", [-2.0, 7.5])
-def test_first_frame_is_at_zero_wherever_the_timestamps_start(tmp_path: Path, first_s: float) -> None:
-    times_s = [first_s + index * 0.1 for index in range(30)]
-    path = write_video(tmp_path / "late.nut", 30, times_s=times_s, container_options={"avoid_negative_ts": "disabled"})
+@pytest.mark.parametrize("kind", ["late.mkv", "late.ts"])
+def test_first_frame_is_at_zero_wherever_the_timestamps_start(tmp_path: Path, kind: str) -> None:
+    times_s = [7.5 + index * 0.1 for index in range(30)]
+    path = write_video(tmp_path / kind, 30, times_s=times_s)
     frames = [(frame.time_s, read_barcode(frame.rgb())) for frame in VideoReader(path, 1.0)]
     assert frames[0] == (pytest.approx(1.0), 10)
     assert len(frames) == 20
@@ -189,11 +190,11 @@ def test_damage_in_the_middle_costs_only_the_middle(
         frames = [(frame.time_s, read_barcode(frame.rgb())) for frame in reader]
     seen = [index for _, index in frames]
     assert set(range(35)) | set(range(65, 90)) <= set(seen)
-    assert all(a < b for (a, _), (b, _) in zip(frames, frames[1:], strict=False))
+    assert all(a < b for (a, _), (b, _) in itertools.pairwise(frames))
     assert reader.warning is not None
     assert f"{path} is damaged at 1." in reader.warning
     assert reader.warning in caplog.text
-    assert list(VideoReader(path, 2.5))[0].time_s >= 2.4
+    assert next(iter(VideoReader(path, 2.5))).time_s >= 2.4
 
 
 def test_shortened_range_of_a_whole_video_is_no_damage(tmp_path: Path) -> None:
@@ -270,7 +271,7 @@ def test_ranges_without_frames(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", 10, fps=10)
     with pytest.raises(VideoError, match=r"start_s=5 is beyond the end of .* \(its last frame is at 0.90 s\)"):
         list(VideoReader(path, 5.0))
-    with pytest.raises(VideoError, match="no frame from 0.21 s until 0.22 s"):
+    with pytest.raises(VideoError, match=r"no frame from 0\.21 s until 0.22 s"):
         list(VideoReader(path, 0.21, 0.22))
     with pytest.raises(VideoError, match="does not come after"):
         VideoReader(path, 2.0, 1.0)

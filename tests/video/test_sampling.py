@@ -44,12 +44,20 @@ def test_end_extends_the_last_frame() -> None:
     assert sample([0.0, 0.5], TimeSampler(0.5), end_s=0.1) == [(0, 0), (1, 1)]
 
 
-@pytest.mark.parametrize("fps", [Fraction(30000, 1001), Fraction(30), Fraction(24000, 1001), Fraction(60)])
-@pytest.mark.parametrize("first_s", [0.0, 0.0333, 1 / 3])
-def test_times_rounded_to_milliseconds_hit_the_grid_for_two_hours(fps: Fraction, first_s: float) -> None:
+@pytest.mark.parametrize(
+    ("fps", "first_s", "hours"),
+    [
+        (Fraction(30000, 1001), 0.0, 2),
+        (Fraction(30000, 1001), 0.0333, 2),
+        (Fraction(30), 1 / 3, 0.1),
+        (Fraction(24000, 1001), 1 / 3, 0.1),
+        (Fraction(60), 0.0333, 0.1),
+    ],
+)
+def test_times_rounded_to_milliseconds_hit_the_grid_for_hours(fps: Fraction, first_s: float, hours: float) -> None:
     stride = 4
     sampler: TimeSampler[Stamp] = TimeSampler(float(stride / fps))
-    num_frames = int(7200 * fps)
+    num_frames = int(hours * 3600 * fps)
     origin = round(first_s * 1000)
     for index in range(num_frames):
         time_s = (round((first_s + float(index / fps)) * 1000) - origin) / 1000
@@ -93,7 +101,7 @@ def test_frames_out_of_order_are_refused() -> None:
     sampler.push(Stamp(1.0, 0))
     with pytest.raises(ValueError, match="does not come after"):
         sampler.push(Stamp(1.0, 1))
-    assert [frame.index for _, frame in sampler.finish()] == [0, 0, 0]
+    assert [frame.index for _, frame in sampler.finish()] == [0]
 
 
 def test_nothing_in_nothing_out() -> None:

@@ -1,0 +1,65 @@
+"""Read video: files, folders of images and live streams give the same frames to whoever watches them.
+
+This package knows nothing of models; it depends on PyAV, NumPy and PyTorch.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from memvit.video.errors import VideoError, without_password
+from memvit.video.frames import Frame, VideoInfo
+from memvit.video.images import ImageFolderReader
+from memvit.video.live import LiveEvent, LiveSource, is_live
+from memvit.video.prefetch import Prefetcher
+from memvit.video.reader import VideoReader, probe
+from memvit.video.sampling import TimeSampler
+from memvit.video.transforms import ClipTransform
+
+__all__ = [
+    "ClipTransform",
+    "Frame",
+    "ImageFolderReader",
+    "LiveEvent",
+    "LiveSource",
+    "Prefetcher",
+    "TimeSampler",
+    "VideoError",
+    "VideoInfo",
+    "VideoReader",
+    "is_live",
+    "open_video",
+    "probe",
+    "without_password",
+]
+
+
+def open_video(
+    source: str | os.PathLike[str], *, fps: float = 30.0, start_s: float = 0.0, end_s: float | None = None
+) -> VideoReader | ImageFolderReader | LiveSource:
+    """Open whatever ``source`` is: a video file, a folder of images, the address of a stream or a camera.
+
+    Args:
+        source: path or address; :func:`is_live` tells streams from files.
+        fps: images per second of a folder of images; other sources know their times.
+        start_s, end_s: range of time in seconds; not for live streams.
+
+    Returns:
+        An iterable of :class:`Frame` that is also a context manager.
+
+    Raises:
+        VideoError: the source cannot be opened; a live source is only connected to when it is iterated.
+    """
+    name = os.fspath(source)
+    if is_live(name):
+        if start_s or end_s is not None:
+            raise VideoError(f"{without_password(name)} is live and has no range of time: leave out start_s and end_s")
+        return LiveSource(name)
+    if name.startswith("file://"):
+        name = url2pathname(urlsplit(name).path)
+    if Path(name).is_dir():
+        return ImageFolderReader(name, fps, start_s, end_s)
+    return VideoReader(name, start_s, end_s)

@@ -1,0 +1,396 @@
+"""Read the frames of a video file in presentation order, from any moment, whatever state the file is in."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from types import TracebackType
+from typing import Self
+
+import av
+from av.container import InputContainer
+from av.stream import Discard, Disposition
+from av.video.frame import PictureType
+from av.video.stream import VideoStream
+
+from memvit.video.errors import VideoError, check_file, check_range, empty_range, without_password
+from memvit.video.frames import Frame, VideoInfo
+
+logger = logging.getLogger(__name__)
+
+REENCODE = "re-encode it, for example: ffmpeg -i VIDEO -c:v libx264 new.mp4"
+REMOTE_TIMEOUT_S = 30.0
+DEFAULT_FPS = 25.0  # for frames without timestamps in a stream that does not tell its rate either
+
+# Demuxers give up after a broken packet but can be asked again; without progress this often, the rest is lost.
+MAX_DEMUX_FAILURES = 16
+
+# These store no time per picture: FFmpeg's estimates after a seek differ from those on the way there.
+UNTIMED_FORMATS = frozenset({"mpeg", "mpegvideo", "h264", "hevc", "m4v"})
+
+# A clock that jumps back further than this was restarted (videos glued together); a smaller step is a glitch.
+CLOCK_RESTART_S = 1.0
+
+# How much earlier than declared a whole video may end. A duration of the container may be that of longer sound.
+SLACK_S = 1.0
+CONTAINER_SLACK = 0.1
+
+
+def probe(path: str | os.PathLike[str]) -> VideoInfo:
+    """Size, rate, duration, codec and rotation of a video file, from its header and its first frame.
+
+    Raises:
+        VideoError: as :class:`VideoReader` does.
+    """
+    with VideoReader(path) as reader:
+        return reader.info
+
+
+class VideoReader:
+    """Iterate over the frames of a video file with ``start_s <= time_s < end_s``, in presentation order.
+
+    Times count from the first frame of the video, which is at 0, and strictly increase: a frame that repeats the time
+    of the one before it is left out, and where the clock of a video starts anew (recordings glued together) it goes
+    on from the frame before. Frames without timestamps are placed at the average rate.
+
+    Reading from ``start_s`` seeks to a keyframe before it and gives the same frames as reading from the beginning; a
+    file that cannot seek is decoded from the beginning.
+
+    A broken video gives the frames that are readable; what was lost is then in :attr:`warning` (and logged).
+
+    Args:
+        path: the file; an ``http(s)`` address of a file works too.
+        start_s: where to start, in seconds.
+        end_s: where to stop, in seconds; ``None`` reads to the end.
+
+    Attributes:
+        info: what is known about the video.
+        warning: one line about what could not be read; ``None`` before the end of an iteration and for a whole video.
+
+    Raises:
+        VideoError: on opening, if there is no such video or nothing in it can be decoded; on iterating, if no frame
+            lies in the wanted range.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], start_s: float = 0.0, end_s: float | None = None) -> None:
+        check_range(start_s, end_s)
+        self._source = os.fspath(path)
+        self.path = without_password(self._source)
+        self.start_s = start_s
+        self.end_s = end_s
+        self.warning: str | None = None
+        self._closed = False
+        decoder = _Decoder(self._source)
+        self._decoder: _Decoder | None = decoder
+        first = decoder.first
+        self.info = VideoInfo(
+            path=self.path,
+            width=first.width,
+            height=first.height,
+            average_fps=decoder.fps,
+            duration_s=decoder.duration_s,
+            codec=decoder.stream.codec_context.name,
+            rotation=first.rotation,
+        )
+
+    def __iter__(self) -> Iterator[Frame]:
+        if self._closed:
+            raise VideoError(f"{self.path} was closed: open it again to read it")
+        self.warning = None
+        # The first pass goes on with the decoder that read the first frame; another pass needs a fresh one.
+        decoder, self._decoder = self._decoder, None
+        return self._read(decoder or _Decoder(self._source))
+
+    def _read(self, decoder: _Decoder) -> Iterator[Frame]:
+        num_frames = 0
+        last_s = 0.0
+        try:
+            for frame in decoder.frames_from(self.start_s):
+                if self._closed:
+                    return
+                last_s = frame.time_s
+                if last_s < self.start_s:
+                    continue
+                if self.end_s is not None and last_s >= self.end_s:
+                    break
+                num_frames += 1
+                yield frame
+            self.warning = decoder.warning()
+        finally:
+            decoder.close()
+        if self.warning:
+            logger.warning("%s", self.warning)
+        if not num_frames:
+            raise VideoError(empty_range(self.path, self.start_s, self.end_s, last_s))
+
+    def close(self) -> None:
+        """Stop reading. Safe to call from another thread and more than once."""
+        self._closed = True
+        # A running iteration owns its decoder and closes it itself: FFmpeg may be busy in it right now.
+        decoder, self._decoder = self._decoder, None
+        if decoder is not None:
+            decoder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def open_container(
+    source: str,
+    *,
+    format: str | None = None,
+    options: dict[str, str] | None = None,
+    timeout_s: float | None = None,
+    name: str | None = None,
+) -> tuple[InputContainer, VideoStream]:
+    """Open a container and its video stream, ready to decode.
+
+    Args:
+        source: what FFmpeg opens.
+        format: FFmpeg's name of the input format, where it cannot tell by itself.
+        options: options for FFmpeg's demuxer and protocol.
+        timeout_s: give up after this long without data.
+        name: how messages name the source.
+
+    Raises:
+        av.FFmpegError: FFmpeg cannot open the source.
+        VideoError: there is no video stream in it, or none that can be decoded.
+    """
+    name = name or source
+    container = av.open(source, "r", format=format, options=options, timeout=timeout_s)
+    stream = container.streams.best("video")
+    # Cover art of music files is stored as a video stream of one picture.
+    if not isinstance(stream, VideoStream) or Disposition.attached_pic in stream.disposition:
+        container.close()
+        raise VideoError(f"{name} has no video stream: pass a file with pictures, this one has only sound or data")
+    if stream.codec_context is None:
+        container.close()
+        raise VideoError(f"{name} has a video codec that this FFmpeg does not know: {REENCODE}")
+    for other in container.streams:
+        if other is not stream:
+            other.discard = Discard.all
+    stream.thread_type = "AUTO"
+    return container, stream
+
+
+class _Decoder:
+    """One pass over the video stream of a file: its frames, wherever it starts and whatever is broken."""
+
+    def __init__(self, path: str) -> None:
+        self.source = path
+        self.path = without_password(path)
+        self.container, self.stream = _open_file(path)
+        rate = self.stream.guessed_rate or self.stream.average_rate
+        average = self.stream.average_rate or rate
+        self.fps = float(average) if average else None
+        self.period_s = 1 / float(rate) if rate else 1 / DEFAULT_FPS
+        self.time_base = self.stream.time_base or Fraction(1, 1)
+        self.sample_aspect = float(self.stream.sample_aspect_ratio or 1)
+        # AVI stores when pictures are decoded, not when they are shown. With B-frames these are not in the same order,
+        # but as many pictures come out of the decoder as go in: a picture is shown when the next one goes in.
+        self.decode_times = self.container.format.name == "avi" and self.stream.codec_context.has_b_frames
+        self._start_over()
+        self._frames = self._timed(self._pictures())
+        try:
+            first = next(self._frames, None)
+        except BaseException:
+            self.close()
+            raise
+        if first is None:
+            reason = self.reason or "it holds no packets"
+            self.close()
+            raise VideoError(f"no frame of {self.path} could be decoded ({reason}): the file is damaged, copy it again")
+        self.first = first
+
+    def _start_over(self) -> None:
+        self.origin: int | None = None  # pts of the first frame of the video
+        self.last_s: float | None = None
+        self.end_s = 0.0
+        self.reached_end = False
+        self.num_damaged = 0
+        self.damaged_at_s = 0.0
+        self.reason = ""
+
+    @property
+    def duration_s(self) -> float | None:
+        """Time from the first frame to the end that the container declares; ``None`` if it does not."""
+        own_s = self._own_duration_s()
+        if own_s is not None:
+            return own_s
+        if not self.container.duration:
+            return None
+        end_s = (self.container.duration + (self.container.start_time or 0)) / av.time_base
+        return end_s - float((self.origin or 0) * self.time_base)
+
+    def _own_duration_s(self) -> float | None:
+        """The duration declared for the video stream alone; that of the container may be the sound's."""
+        stream = self.stream
+        if stream.duration:
+            start = stream.start_time or 0
+            return float((start + stream.duration - (start if self.origin is None else self.origin)) * self.time_base)
+        try:
+            hours, minutes, seconds = stream.metadata.get("DURATION", "").split(":")  # Matroska: 00:01:02.500000000
+            return int(hours) * 3600 + int(minutes) * 60 + float(seconds) - float((self.origin or 0) * self.time_base)
+        except ValueError:
+            return None
+
+    def frames_from(self, start_s: float) -> Iterator[Frame]:
+        """The frames of the video beginning with one at or before ``start_s``; the first frame if there is none."""
+        if start_s <= self.first.time_s or self.origin is None:
+            yield self.first
+            yield from self._frames
+            return
+        back_off_s = 0.0
+        while start_s - back_off_s > 0:
+            frames = self._seek(start_s - back_off_s)
+            if frames is None:
+                break
+            found = next(frames, None)
+            # Formats without an index seek by guessing and may land too late; some pictures of a stream can only be
+            # decoded from further back. Either way, an earlier keyframe helps.
+            if found is not None and found.time_s <= start_s and _is_self_contained(found):
+                yield found
+                yield from frames
+                return
+            back_off_s = max(1.0, 4 * back_off_s)
+        self.close()
+        self.container, self.stream = _open_file(self.source)
+        self._start_over()
+        yield from self._timed(self._pictures())
+
+    def _seek(self, time_s: float) -> Iterator[Frame] | None:
+        """The frames from the keyframe that the container finds at or before ``time_s``; ``None`` if it cannot."""
+        assert self.origin is not None
+        if self.container.format.name in UNTIMED_FORMATS:
+            return None
+        try:
+            self.container.seek(self.origin + int(time_s / self.time_base), stream=self.stream)
+        except av.FFmpegError as error:
+            logger.debug("%s cannot seek to %.2f s (%s)", self.path, time_s, error.strerror)
+            return None
+        origin = self.origin
+        self._start_over()
+        self.origin = origin
+        return self._timed(self._pictures(from_keyframe=True))
+
+    def _pictures(self, from_keyframe: bool = False) -> Iterator[av.VideoFrame]:
+        """Decode to the end. After a seek, leave out what cannot be decoded from the keyframe it landed on."""
+        earliest: int | None = None
+        waiting = from_keyframe
+        failures = 0
+        while failures <= MAX_DEMUX_FAILURES:
+            try:
+                for packet in self.container.demux(self.stream):
+                    if waiting and not packet.is_keyframe:
+                        continue
+                    if waiting:
+                        waiting, earliest = False, packet.dts if self.decode_times else packet.pts
+                    if packet.is_corrupt:
+                        self._damage("damaged data")
+                    for picture in self._decode(packet):
+                        stamp = self._stamp(picture)
+                        if earliest is None or stamp is None or stamp >= earliest:
+                            failures = 0
+                            yield picture
+                self.reached_end = True
+                return
+            except av.FFmpegError as error:
+                self._damage(str(error.strerror))
+                failures += 1
+        yield from self._decode(None)
+        self.reached_end = True
+
+    def _decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
+        try:
+            return self.stream.decode(packet)
+        except av.error.EOFError:  # the decoder was flushed before
+            return []
+        except av.FFmpegError as error:
+            self._damage(str(error.strerror))
+            return []
+
+    def _stamp(self, picture: av.VideoFrame) -> int | None:
+        return picture.dts if self.decode_times else picture.pts
+
+    def _damage(self, reason: str) -> None:
+        if not self.num_damaged:
+            self.damaged_at_s, self.reason = self.last_s or 0.0, reason
+        self.num_damaged += 1
+
+    def _timed(self, pictures: Iterator[av.VideoFrame]) -> Iterator[Frame]:
+        """Place pictures in time; the clock starts with the first one unless a seek kept it."""
+        shift_s = 0.0
+        for picture in pictures:
+            after_s = 0.0 if self.last_s is None else self.last_s + self.period_s
+            stamp = self._stamp(picture)
+            if stamp is None:
+                if self.last_s is None and self.origin is not None:
+                    return  # after a seek, only a picture that knows its time tells where that led
+                time_s = after_s
+            else:
+                if self.origin is None:
+                    self.origin = stamp
+                time_s = float((stamp - self.origin) * self.time_base) + shift_s
+                if self.last_s is not None and time_s < self.last_s - CLOCK_RESTART_S:
+                    shift_s += after_s - time_s
+                    time_s = after_s
+            if self.last_s is not None and time_s <= self.last_s:
+                logger.debug("%s: left out a frame that repeats the time %.3f s", self.path, time_s)
+                continue
+            self.last_s = time_s
+            shown_s = float((picture.duration or 0) * self.time_base)
+            self.end_s = time_s + max(shown_s, self.period_s)
+            if picture.is_corrupt:
+                self._damage("damaged picture")
+            yield Frame(time_s, picture, self.sample_aspect)
+
+    def warning(self) -> str | None:
+        """One line about what was lost so far, or ``None``."""
+        problems = []
+        if self.num_damaged:
+            more = f" and in {self.num_damaged - 1} more packets or pictures" if self.num_damaged > 1 else ""
+            problems.append(f"is damaged at {self.damaged_at_s:.1f} s ({self.reason}){more}")
+        duration_s = self.duration_s
+        if self.reached_end and duration_s:
+            slack_s = (
+                SLACK_S if self._own_duration_s() or len(self.container.streams) == 1 else CONTAINER_SLACK * duration_s
+            )
+            if duration_s - self.end_s > max(SLACK_S, slack_s):
+                problems.append(f"ends at {self.end_s:.1f} s although the container promises {duration_s:.1f} s")
+        if not problems:
+            return None
+        return f"{self.path} {' and '.join(problems)}: what could be read was used, copy it again to get the rest"
+
+    def close(self) -> None:
+        self.container.close()
+
+
+def _is_self_contained(frame: Frame) -> bool:
+    """Whether decoding can start at a frame. Streams that refresh bit by bit mark places where it only begins to."""
+    assert isinstance(frame.picture, av.VideoFrame)
+    return frame.picture.pict_type not in (PictureType.P, PictureType.B)
+
+
+def _open_file(path: str) -> tuple[InputContainer, VideoStream]:
+    """Open a file (or the address of one), with a message for everything that a path can be instead of a video."""
+    remote = "://" in path
+    if not remote:
+        check_file(path)
+    try:
+        # The prefix keeps FFmpeg from taking a colon in a file name for a protocol.
+        source, timeout_s = (path, REMOTE_TIMEOUT_S) if remote else (f"file:{path}", None)
+        container, stream = open_container(source, timeout_s=timeout_s, name=without_password(path))
+    except av.FFmpegError as error:
+        raise VideoError(
+            f"cannot read {without_password(path)} as a video ({error.strerror}): it is damaged, cut off or no video; "
+            f"see whether a player opens it, copy it again or {REENCODE}"
+        ) from error
+    if container.format.name == "tty":  # FFmpeg draws text files as pictures of a terminal
+        container.close()
+        raise VideoError(f"{path} is a text file: pass a video")
+    return container, stream
