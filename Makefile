@@ -18,7 +18,7 @@ demo: $(INSTALLED)
 	$(BIN)/memvit demo --out demo-output
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from memvit.models.memory import Memory
 from memvit.models.memvit import MeMViT
 from memvit.models.slowfast import load_slowfast
 from memvit.models.zoo import create_model, list_models
+from memvit.online import OnlineRecognizer
 
 __version__ = "0.1.0"
-__all__ = ["MeMViT", "Memory", "create_model", "list_models", "load_slowfast"]
+__all__ = ["MeMViT", "Memory", "OnlineRecognizer", "create_model", "list_models", "load_slowfast"]
