@@ -41,8 +41,8 @@ class MemoryConfig:
     boundary: Literal["mask", "zero"] = "mask"
 
     def __post_init__(self) -> None:
-        _require(self.length >= 0, "memory.length", self.length, "must be 0 (no memory) or more")
-        _require(self.gap >= 1, "memory.gap", self.gap, "must be 1 or more")
+        _require_whole("memory.length", self.length, least=0)
+        _require_whole("memory.gap", self.gap)
         _require_choice("memory.compression", self.compression, ("pipelined", "joint", "none"))
         _require_choice("memory.boundary", self.boundary, ("mask", "zero"))
         _require_size3("memory.kernel", self.kernel)
@@ -101,7 +101,10 @@ class HeadConfig:
             object.__setattr__(self, "num_classes", (self.num_classes,))
         _require(len(self.num_classes) > 0, "head.num_classes", self.num_classes, "needs at least one head")
         for num in self.num_classes:
-            _require(num >= 1, "head.num_classes", self.num_classes, "every head needs at least one class")
+            _require(_is_whole(num), "head.num_classes", self.num_classes, "every head needs at least one class")
+        _require_whole("head.spatial_scale_factor", self.spatial_scale_factor)
+        _require_whole("head.max_boxes", self.max_boxes)
+        _require_whole("head.box_depth", self.box_depth, least=0)
         _require_choice("head.task", self.task, ("clip", "frames", "boxes"))
         _require_choice("head.activation", self.activation, ("softmax", "sigmoid"))
         _require(self.box_depth == 0 or self.task == "boxes", "head.box_depth", self.box_depth, "needs task='boxes'")
@@ -189,7 +192,7 @@ class MViTConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "sampling_rate", "crop_size", "in_channels", "depth", "embed_dim", "num_heads"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be 1 or more")
+            _require_whole(name, getattr(self, name))
         _require(self.fps > 0, "fps", self.fps, "must be positive")
         _require(self.mlp_ratio > 0, "mlp_ratio", self.mlp_ratio, "must be positive")
         for name in ("patch_kernel", "patch_stride"):
@@ -212,8 +215,13 @@ class MViTConfig:
         _require_choice("absolute_positions", self.absolute_positions, ("none", "joint", "separate"))
         for name in ("dropout", "attention_dropout", "drop_path"):
             _require_rate(name, getattr(self, name))
-        for name in ("dim_mul", "head_mul", "q_strides", "kv_strides"):
+        _require(
+            self.num_times >= 1, "num_frames", self.num_frames, f"fewer than the patch stride {self.patch_stride[0]}"
+        )
+        for name, num in (("dim_mul", 2), ("head_mul", 2), ("q_strides", 4), ("kv_strides", 4)):
             for entry in getattr(self, name):
+                form = "(block, factor)" if num == 2 else "(block, stride_t, stride_h, stride_w)"
+                _require(isinstance(entry, tuple) and len(entry) == num, name, entry, f"needs entries {form}")
                 _require(0 <= entry[0] < self.depth, name, entry, f"names a block outside 0..{self.depth - 1}")
                 _require(all(x > 0 for x in entry[1:]), name, entry, "factors and strides must be positive")
         _require(
@@ -386,10 +394,18 @@ def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     _require(value in choices, name, value, f"must be one of {', '.join(choices)}")
 
 
+def _is_whole(value: object, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _require_whole(name: str, value: object, least: int = 1) -> None:
+    _require(_is_whole(value, least), name, value, f"must be a whole number, {least} or more")
+
+
 def _require_rate(name: str, value: float) -> None:
     _require(0 <= value < 1, name, value, "a rate must be at least 0 and below 1")
 
 
 def _require_size3(name: str, value: Size3, least: int = 1) -> None:
-    ok = isinstance(value, tuple) and len(value) == 3 and all(isinstance(n, int) and n >= least for n in value)
+    ok = isinstance(value, tuple) and len(value) == 3 and all(_is_whole(n, least) for n in value)
     _require(ok, name, value, f"needs three whole numbers (time, height, width) of at least {least}")

@@ -44,7 +44,6 @@ memory = None
 for clips in stream:  # (B, 3, frames, height, width), normalised with the config's mean and std
     logits, memory = model(clips, memory)
 ```
-{{ note }}
 """
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -101,9 +100,9 @@ class HubModel(
         """
         return load_model(cls, pretrained_model_name_or_path, **options).to(map_location)
 
-    def generate_model_card(self, *args: Any, note: str = "", **kwargs: Any) -> ModelCard:
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The README of a saved model: what it is and how to load it."""
-        return super().generate_model_card(*args, facts=describe(self.config), note=note, **kwargs)
+        return super().generate_model_card(*args, facts=describe(self.config), **kwargs)
 
 
 def describe(config: MViTConfig) -> str:
@@ -287,7 +286,8 @@ def _from_hub(repo: str, name: str, **options: Any) -> Path:
     try:
         return Path(hf_hub_download(repo, name, library_name="memvit", **options))
     except (HFValidationError, EntryNotFoundError, OSError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        cause = error.__cause__ or error  # huggingface_hub wraps what went wrong in general advice
+        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
         raise FileNotFoundError(
             f"{repo} is neither a directory here nor a model on the Hub with a {name} ({reason}); check the name, the network "
             "and, for private models, `hf auth login`"

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from memvit.models.attention import LAYER_NORM_EPS, PoolingAttention, make_pooling
 from memvit.models.config import MViTConfig, Size3
 from memvit.models.heads import BoxAttention, ClassHead, Logits, pad_boxes, pool_boxes, pool_clip, pool_frames
+from memvit.models.hub import HubModel
 from memvit.models.memory import LayerMemory, Memory, SlotMasks, empty_layer
 from memvit.models.plan import BlockPlan, plan_blocks
 from memvit.models.positions import AbsolutePositions
@@ -125,14 +125,7 @@ class BoxBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x))), remembered
 
 
-class MeMViT(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="memvit",
-    tags=["video-classification", "action-recognition", "memvit"],
-    paper_url="https://arxiv.org/abs/2201.08383",
-    coders={MViTConfig: (MViTConfig.to_dict, MViTConfig.from_dict)},
-):
+class MeMViT(HubModel):
     """A video transformer that sees a clip and, through its memory, the clips before it.
 
         memory = None
@@ -147,8 +140,7 @@ class MeMViT(
     """
 
     def __init__(self, config: MViTConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         plans = plan_blocks(config)
         dim = plans[-1].out_dim
         self.patch_embed = PatchEmbed(config)

@@ -82,6 +82,10 @@ def plan_blocks(config: MViTConfig) -> list[BlockPlan]:
                 has_memory=i in config.memory_layers,
             )
         )
+        if config.relative_positions_spatial and not q_size:
+            raise ValueError(
+                f"crop_size={config.crop_size} is too small: block {i} has no tokens left to give positions to"
+            )
         dim, size = out_dim, q_size
         if q_kernel and q_stride:
             num_times = conv_output_size((num_times, 1, 1), q_kernel, q_stride)[0]

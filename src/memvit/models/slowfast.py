@@ -118,12 +118,13 @@ def read_config(
         config = _read_yaml(Path(config))
     keys = _Keys(config, source)
     try:
-        ours = _translate(keys, boundary)
-    except (ValueError, TypeError) as error:
+        fields = _translate(keys, boundary)
+        ignored = keys.finish()  # first: a misspelt key explains more than what its absence contradicts
+        return MViTConfig(**fields), ignored
+    except (ValueError, TypeError, IndexError) as error:
         if isinstance(error, _ConfigError):
             raise
         raise ValueError(f"{source}: {error}") from error
-    return ours, keys.finish()
 
 
 def release_name(name: str) -> str:
@@ -293,53 +294,55 @@ def _as_tuples(value: Any) -> Any:
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _translate(keys: _Keys, boundary: Literal["mask", "zero"]) -> MViTConfig:
-    """The release's keys, with its defaults, as our config."""
+def _translate(keys: _Keys, boundary: Literal["mask", "zero"]) -> dict[str, Any]:
+    """The release's keys, with its defaults, as the fields of our config."""
     adaptive = keys("MVIT.POOL_KV_STRIDE_ADAPTIVE", ())
     kv_strides = keys("MVIT.POOL_KV_STRIDE", ())
-    channels = keys("DATA.INPUT_CHANNEL_NUM", (3, 3))[0]
+    channels = keys("DATA.INPUT_CHANNEL_NUM", (3, 3))
+    if not channels:
+        raise ValueError("DATA.INPUT_CHANNEL_NUM: needs the number of channels, as [3]")
     absolute = keys("MVIT.USE_ABS_POS", True)
     separate = keys("MVIT.SEP_POS_EMBED", False)
     conv_q = keys("MVIT.CONV_Q", 0)
     keys("DATA.TEST_CROP_SIZE", 224)
-    return MViTConfig(
-        num_frames=keys("DATA.NUM_FRAMES", 8),
-        sampling_rate=keys("DATA.SAMPLING_RATE", 8),
-        crop_size=keys("DATA.TRAIN_CROP_SIZE", 224),
-        in_channels=channels,
-        mean=keys("DATA.MEAN", (0.45,) * channels),
-        std=keys("DATA.STD", (0.225,) * channels),
-        patch_kernel=keys("MVIT.PATCH_KERNEL", (3, 7, 7)),
-        patch_stride=keys("MVIT.PATCH_STRIDE", (2, 4, 4)),
-        patch_padding=keys("MVIT.PATCH_PADDING", (2, 4, 4)),
-        class_token=keys("MVIT.CLS_EMBED_ON", True),
-        norm_stem=keys("MVIT.NORM_STEM", False),
-        absolute_positions=("separate" if separate else "joint") if absolute else "none",
-        relative_positions_spatial=keys("MVIT.REL_POS_SPATIAL", False),
-        relative_positions_temporal=keys("MVIT.REL_POS_TEMPORAL", False),
-        depth=keys("MVIT.DEPTH", 16),
-        embed_dim=keys("MVIT.EMBED_DIM", 96),
-        num_heads=keys("MVIT.NUM_HEADS", 1),
-        dim_mul=keys("MVIT.DIM_MUL", ()),
-        head_mul=keys("MVIT.HEAD_MUL", ()),
-        widen_in_attention=keys("MVIT.DIM_MUL_IN_ATT", False),
-        mlp_ratio=float(keys("MVIT.MLP_RATIO", 4.0)),
-        qkv_bias=keys("MVIT.QKV_BIAS", True),
-        pool_mode=keys("MVIT.MODE", "conv"),
-        pool_kernel=keys("MVIT.POOL_KVQ_KERNEL", ()) or None,
-        q_strides=keys("MVIT.POOL_Q_STRIDE", ()),
-        kv_stride_adaptive=adaptive or None,
-        kv_strides=kv_strides,
-        pool_first=keys("MVIT.POOL_FIRST", False),
-        separate_qkv=keys("MVIT.SEPARATE_QKV", False),
-        residual_pooling="none" if conv_q == 0 else "add" if conv_q == 1 else "conv",
-        causal=keys("MVIT.CAUSAL", False),
-        dropout=float(keys("MVIT.DROPOUT_RATE", 0.0)),
-        attention_dropout=float(keys("MVIT.DROP_ATTN_RATE", 0.0)),
-        drop_path=float(keys("MVIT.DROPPATH_RATE", 0.1)),
-        memory=_translate_memory(keys, boundary, keys("MVIT.DEPTH", 16)),
-        head=_translate_head(keys),
-    )
+    return {
+        "num_frames": keys("DATA.NUM_FRAMES", 8),
+        "sampling_rate": keys("DATA.SAMPLING_RATE", 8),
+        "crop_size": keys("DATA.TRAIN_CROP_SIZE", 224),
+        "in_channels": channels[0],
+        "mean": keys("DATA.MEAN", (0.45,) * channels[0]),
+        "std": keys("DATA.STD", (0.225,) * channels[0]),
+        "patch_kernel": keys("MVIT.PATCH_KERNEL", (3, 7, 7)),
+        "patch_stride": keys("MVIT.PATCH_STRIDE", (2, 4, 4)),
+        "patch_padding": keys("MVIT.PATCH_PADDING", (2, 4, 4)),
+        "class_token": keys("MVIT.CLS_EMBED_ON", True),
+        "norm_stem": keys("MVIT.NORM_STEM", False),
+        "absolute_positions": ("separate" if separate else "joint") if absolute else "none",
+        "relative_positions_spatial": keys("MVIT.REL_POS_SPATIAL", False),
+        "relative_positions_temporal": keys("MVIT.REL_POS_TEMPORAL", False),
+        "depth": keys("MVIT.DEPTH", 16),
+        "embed_dim": keys("MVIT.EMBED_DIM", 96),
+        "num_heads": keys("MVIT.NUM_HEADS", 1),
+        "dim_mul": keys("MVIT.DIM_MUL", ()),
+        "head_mul": keys("MVIT.HEAD_MUL", ()),
+        "widen_in_attention": keys("MVIT.DIM_MUL_IN_ATT", False),
+        "mlp_ratio": float(keys("MVIT.MLP_RATIO", 4.0)),
+        "qkv_bias": keys("MVIT.QKV_BIAS", True),
+        "pool_mode": keys("MVIT.MODE", "conv"),
+        "pool_kernel": keys("MVIT.POOL_KVQ_KERNEL", ()) or None,
+        "q_strides": keys("MVIT.POOL_Q_STRIDE", ()),
+        "kv_stride_adaptive": adaptive or None,
+        "kv_strides": kv_strides,
+        "pool_first": keys("MVIT.POOL_FIRST", False),
+        "separate_qkv": keys("MVIT.SEPARATE_QKV", False),
+        "residual_pooling": "none" if conv_q == 0 else "add" if conv_q == 1 else "conv",
+        "causal": keys("MVIT.CAUSAL", False),
+        "dropout": float(keys("MVIT.DROPOUT_RATE", 0.0)),
+        "attention_dropout": float(keys("MVIT.DROP_ATTN_RATE", 0.0)),
+        "drop_path": float(keys("MVIT.DROPPATH_RATE", 0.1)),
+        "memory": _translate_memory(keys, boundary, keys("MVIT.DEPTH", 16)),
+        "head": _translate_head(keys),
+    }
 
 
 def _translate_memory(keys: _Keys, boundary: Literal["mask", "zero"], depth: int) -> MemoryConfig:
@@ -350,15 +353,15 @@ def _translate_memory(keys: _Keys, boundary: Literal["mask", "zero"], depth: int
             f"MEMVIT.ATTN_MAX_LEN: {length + 1} leaves no past clip to attend; it counts the current one too"
         )
     sampler = keys("MEMVIT.SAMPLER", "all")
-    gap = sampler.removeprefix("gap") if sampler != "all" else "1"
-    if not gap.isdigit() or int(gap) < 1:
+    gap = re.fullmatch(r"all|gap([1-9]\d*)", sampler)
+    if not gap:
         raise ValueError(f"MEMVIT.SAMPLER: {sampler!r} should be 'all' or 'gapN', as 'gap2'")
     excluded = keys("MEMVIT.EXCLUDE_LAYERS", ())
     compresses = keys("MEMVIT.COMPRESS.ENABLE", False)
     kernel, stride = keys("MEMVIT.COMPRESS.POOL_KERNEL", (3, 3, 3)), keys("MEMVIT.COMPRESS.POOL_STRIDE", (2, 2, 2))
     return MemoryConfig(
         length=length if enabled else 0,
-        gap=int(gap),
+        gap=int(gap[1] or 1),
         layers=tuple(i for i in range(depth) if i not in excluded),
         compression="pipelined" if compresses else "none",
         kernel=kernel,

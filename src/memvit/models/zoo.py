@@ -77,7 +77,9 @@ class PublishedWeights:
         return self.name.removeprefix(f"{self.preset}.")
 
 
-def _published(preset: str, tag: str, num_classes: int, file: str, dataset: str, metric: str | None = None) -> Any:
+def _published(
+    preset: str, tag: str, num_classes: int, file: str, dataset: str, metric: str | None = None
+) -> tuple[str, PublishedWeights]:
     name = f"{preset}.{tag}"
     return name, PublishedWeights(name, preset, num_classes, WEIGHTS_URL + file, dataset, metric)
 
@@ -137,12 +139,10 @@ def create_model(name: str | Path, *, pretrained: bool | str = False, **override
         raise ValueError(f"pretrained={pretrained!r} names weights of a preset, and {text!r} is none; {_known(text)}")
     if text in WEIGHTS:
         return _load_published(WEIGHTS[text], overrides)
-    if isinstance(name, Path) or os.path.isdir(text) or re.search(r"[/\\]", text):
-        if not os.path.isdir(text) and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", text):
-            raise FileNotFoundError(
-                f"{text}: no such directory; give one that save_pretrained or `memvit convert` wrote"
-            )
+    if os.path.isdir(text) or (isinstance(name, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", text)):
         return load_model(MeMViT, name, **overrides)
+    if isinstance(name, Path) or re.search(r"[/\\]", text):
+        raise FileNotFoundError(f"{text}: no such directory; give one that save_pretrained or `memvit convert` wrote")
     raise ValueError(f"unknown model {text!r}; {_known(text)}")
 
 
@@ -262,17 +262,27 @@ def _convert_published(checkpoint: Path, weights: PublishedWeights, url: str) ->
                 raise ValueError(f"its part {damaged} is damaged")
     content = load_pickle(checkpoint, url)
     state = model_state(content, url)
-    own_config = content.get("cfg") if isinstance(content, Mapping) else None
-    if isinstance(own_config, str):
+    if own_config := _own_config(content, url):
         try:
-            model = MeMViT(read_config(yaml.safe_load(own_config))[0])
-            load_release_state(model, state, url)
+            model = MeMViT(own_config)
+            logger.info("%s: %s", url, load_release_state(model, state, url))
             return model
-        except (ValueError, yaml.YAMLError) as error:
-            logger.info("%s: the config inside is not used, but the preset's: %s", url, error)
+        except ValueError as error:
+            logger.info("the config inside is not used, but the preset's: %s", error)
     model = MeMViT(config_of_state(state, PRESETS[weights.preset]))
     logger.info("%s: %s", url, load_release_state(model, state, url))
     return model
+
+
+def _own_config(content: Any, url: str) -> MViTConfig | None:
+    """The config that a checkpoint carries, as PySlowFast writes it; None where it cannot be read."""
+    text = content.get("cfg") if isinstance(content, Mapping) else None
+    try:
+        parsed = yaml.safe_load(text) if isinstance(text, str) else None
+        return read_config(parsed)[0] if isinstance(parsed, Mapping) else None
+    except (ValueError, yaml.YAMLError) as error:
+        logger.info("%s: the config inside is not used, but the preset's: %s", url, error)
+        return None
 
 
 def _verify(directory: Path) -> None:
