@@ -140,6 +140,24 @@ def test_streams_with_more_boxes_join_those_with_few() -> None:
     torch.testing.assert_close(joined, torch.cat(alone), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("selection", [{}, {"memory_gap": 2}, {"memory_compression": "none"}])
+@torch.inference_mode()
+def test_features_of_a_clip_leave_box_memory_a_clip_without_boxes(selection: dict[str, object]) -> None:
+    model = small_model(**TASKS["boxes"], **selection)
+    clips = [clips_at(step, 1) for step in range(6)]
+    box = [torch.tensor([[1.0, 1, 9, 9]])]
+    a = b = None
+    for step, clip in enumerate(clips):
+        if step == 2:
+            _, a = model.forward_features(clip, a)
+            _, b = model(clip, b, box)
+            b.box_counts[:, -1] = 0  # the same clip, but none of its box tokens exists
+        else:
+            ours, a = model(clip, a, box)
+            theirs, b = model(clip, b, box)
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_saved_memory_goes_on_as_if_nothing_had_happened(task: str, tmp_path: object) -> None:
     model = small_model(**TASKS[task])

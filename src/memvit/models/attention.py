@@ -162,7 +162,8 @@ class PoolingAttention(nn.Module):
         remembered = None
         if memory is not None:
             assert slots is not None
-            past = memory.attend(self.config.memory, slots.valid, *self._compressions(k_grid))
+            compressions = [self._compression(name, k_grid) for name in "kv"] if self.compresses else []
+            past = memory.attend(self.config.memory, slots.valid, *compressions)
             remembered = memory.append(k, v, past)
             k = torch.cat([past.k.flatten(1, 2).to(k.dtype), k], dim=1)  # (B, past keys + present keys, C)
             v = torch.cat([past.v.flatten(1, 2).to(v.dtype), v], dim=1)
@@ -210,14 +211,9 @@ class PoolingAttention(nn.Module):
         has_class_token = self.config.class_token
         return pool_tokens(x, grid, pool, norm, num_heads=num_heads, has_class_token=has_class_token, causal=causal)
 
-    def _compressions(self, key_grid: Size3) -> tuple[Compress, Compress]:
-        def compression(name: str) -> Compress:
-            if not self.compresses:
-                return lambda x: x
-            conv, norm = getattr(self, f"compress_{name}"), getattr(self, f"norm_compress_{name}")
-            return lambda x: self._pool_tokens(x, key_grid, conv, norm, num_heads=1, causal=False)
-
-        return compression("k"), compression("v")
+    def _compression(self, name: str, key_grid: Size3) -> Compress:
+        conv, norm = getattr(self, f"compress_{name}"), getattr(self, f"norm_compress_{name}")
+        return lambda x: self._pool_tokens(x, key_grid, conv, norm, num_heads=1, causal=False)
 
     def _terms(self, q: Tensor, grid: Size3, has_memory: bool) -> list[AttentionTerm]:
         """What is added to the logits of all keys, memory's first: positions, and later times under `causal`."""

@@ -107,7 +107,7 @@ class BoxAttention(nn.Module):
         if memory is not None:
             assert slots is not None
             assert past_present is not None
-            past = memory.attend(self.memory_config, slots.valid, _identity, _identity)
+            past = memory.attend(self.memory_config, slots.valid)
             remembered = memory.append(x, x, past)
             k = torch.cat([past.k.flatten(1, 2).to(x.dtype), x], dim=1)
             v = torch.cat([past.v.flatten(1, 2).to(x.dtype), x], dim=1)
@@ -118,7 +118,3 @@ class BoxAttention(nn.Module):
         out = attention(q, k, v, key_mask=key_mask, dropout=dropout)
         out = out + q if self.add_query else out
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2))), remembered
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x

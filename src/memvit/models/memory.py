@@ -18,7 +18,13 @@ from torch import Tensor
 
 from memvit.models.config import MemoryConfig, Size3
 
+Compress = Callable[[Tensor], Tensor]
+
 TENSORS = ("waiting_k", "waiting_v", "compressed_k", "compressed_v")
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,18 @@ class LayerMemory:
         """Applies a function to all four tensors."""
         return LayerMemory(*(function(getattr(self, name)) for name in TENSORS))
 
-    def attend(self, config: MemoryConfig, valid: Tensor, compress_k: Compress, compress_v: Compress) -> Attended:
+    def attend(
+        self,
+        config: MemoryConfig,
+        valid: Tensor,
+        compress_k: Compress = _identity,
+        compress_v: Compress = _identity,
+    ) -> Attended:
         """The keys and values that this step looks back at, and what is kept of them.
 
         Args:
             valid: bool (B, M x gap), which slots hold a clip of the stream's own video.
-            compress_k, compress_v: (n, N, dim) -> (n, N', dim).
+            compress_k, compress_v: (n, N, dim) -> (n, N', dim); left out where nothing is compressed.
         """
         gap = config.gap
         if config.compression != "pipelined":
@@ -75,6 +87,11 @@ class LayerMemory:
             attended.kept_compressed_v,
         )
 
+    def skip(self, config: MemoryConfig, valid: Tensor) -> LayerMemory:
+        """The memory of an uncompressed layer after a clip of which there is nothing to remember."""
+        nothing = torch.zeros_like(self.waiting_k[:, 0])
+        return self.append(nothing, nothing, self.attend(config, valid))
+
 
 @dataclass(frozen=True)
 class Attended:
@@ -89,9 +106,6 @@ class Attended:
     v: Tensor
     kept_compressed_k: Tensor
     kept_compressed_v: Tensor
-
-
-Compress = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

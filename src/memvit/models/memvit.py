@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from memvit.models.attention import LAYER_NORM_EPS, PoolingAttention, make_pooling
+from memvit.models.attention import LAYER_NORM_EPS, PoolingAttention
 from memvit.models.config import MViTConfig, Size3
 from memvit.models.heads import BoxAttention, ClassHead, Logits, pad_boxes, pool_boxes, pool_clip, pool_frames
 from memvit.models.hub import HubModel
@@ -90,10 +91,11 @@ class Block(nn.Module):
         stride = self.plan.q_stride
         if stride is None or stride == (1, 1, 1):
             return x
-        kernel = (stride[0] + (stride[0] > 1), stride[1] + (stride[1] > 1), stride[2] + (stride[2] > 1))
+        kernel = [s + 1 if s > 1 else s for s in stride]
         num_class = int(self.has_class_token)
         volume = x[:, num_class:].unflatten(1, grid).permute(0, 4, 1, 2, 3)
-        pooled = make_pooling("max", 0, kernel, stride)(volume).permute(0, 2, 3, 4, 1).flatten(1, 3)
+        volume = F.max_pool3d(volume, kernel, stride, padding=[k // 2 for k in kernel])
+        pooled = volume.permute(0, 2, 3, 4, 1).flatten(1, 3)
         return torch.cat([x[:, :num_class], pooled], dim=1)
 
 
@@ -198,13 +200,14 @@ class MeMViT(HubModel):
         """The normed tokens of a clip, for feature extraction and new heads.
 
         Args:
-            clips, memory: as for `forward`. Box memory, which needs boxes, is left as it was.
+            clips, memory: as for `forward`. Box layers remember this clip as one without boxes.
 
         Returns:
             (B, N, dim), class token first where there is one, then time, height, width (`token_grid`); and the memory.
         """
-        tokens, _, layers, memory, _ = self._forward_trunk(clips, memory)
-        return tokens, memory.advance(layers, memory.box_layers, memory.box_counts.new_zeros(len(memory)))
+        tokens, _, layers, memory, slots = self._forward_trunk(clips, memory)
+        box_layers = [layer.skip(self.config.memory, slots.valid) for layer in memory.box_layers]
+        return tokens, memory.advance(layers, box_layers, memory.box_counts.new_zeros(len(memory)))
 
     def token_grid(self, num_frames: int | None = None, height: int | None = None, width: int | None = None) -> Size3:
         """The grid (time, height, width) of `forward_features`' tokens for a clip of that size."""
