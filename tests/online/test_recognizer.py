@@ -160,6 +160,11 @@ def test_a_run_stopped_midway_goes_on_from_its_state(video: Path, tmp_path: Path
     assert [p.clip for p in before + after] == list(range(7))
 
 
+def test_a_source_that_starts_late_keeps_its_times(video: Path) -> None:
+    predictions = list(recognizer().run(VideoReader(video, start_s=1.3)))
+    assert [p.start_s for p in predictions] == pytest.approx([1.3 + i * 16 / 30 for i in range(5)])
+
+
 def test_states_of_another_recognizer_or_model_are_refused(tmp_path: Path) -> None:
     online = recognizer()
     for i in range(20):

@@ -1,6 +1,6 @@
 """How long one clip takes, beside torchvision's MViT of the same size, in one run on one machine.
 
-    python -m memvit.benchmarks.speed --model memvit_16x4 --threads 2
+python -m memvit.benchmarks.speed --model memvit_16x4 --threads 2
 """
 
 from __future__ import annotations

@@ -188,18 +188,28 @@ class OnlineRecognizer:
         state.memory, state.frames, state.num_new = None, [], 0
 
     def run(
-        self, frames: Iterable[Frame], stream: Hashable = 0, *, prefetch: int = 64, end_s: float | None = None
+        self,
+        frames: Iterable[Frame],
+        stream: Hashable = 0,
+        *,
+        prefetch: int = 64,
+        start_s: float | None = None,
+        end_s: float | None = None,
     ) -> Iterator[ClipPrediction]:
         """Runs a whole source of frames as one stream; decoding and scaling run ahead in a thread.
 
         Args:
             frames: of `memvit.video.open_video`, or any iterable.
             prefetch: sampled frames that may wait for the model.
+            start_s: when the first clip starts; None: where the source does (`open_video(path, start_s=20)`), else at 0.
             end_s: when the source ends, if later than its last frame.
 
         Yields:
             Predictions as they come, the last, partial clip included.
         """
+        if stream not in self._streams:
+            start_s = getattr(frames, "start_s", 0.0) if start_s is None else start_s
+            self._streams[stream] = StreamState(self.grid, start_s)
         state = self._state(stream)
         # The thread's sampler runs ahead of the state, so it is no part of it.
         sampler = self._samplers.pop(stream, None) or self._new_sampler(state)

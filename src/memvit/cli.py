@@ -1,0 +1,118 @@
+"""The command `memvit`: a thin layer over the library, its options made of signatures and docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, get_args, get_origin, get_type_hints
+
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ArgumentParser, Namespace
+
+import memvit
+from memvit.commands.convert import convert
+from memvit.commands.cost import cost
+from memvit.commands.demo import demo
+from memvit.commands.info import info
+from memvit.commands.predict import predict
+from memvit.commands.terminal import log_to, reason, say, stderr_console
+
+logger = logging.getLogger(__name__)
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "predict": predict,
+    "info": info,
+    "cost": cost,
+    "convert": convert,
+    "demo": demo,
+}
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: the arguments; the process's own where None.
+
+    Returns:
+        The exit code: 0 for success, 1 for anything that went wrong, 130 if the user interrupted it.
+
+    Raises:
+        SystemExit: for --help, --version and (code 2) arguments that cannot be understood.
+    """
+    arguments = build_parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+    options: Namespace = arguments[arguments.subcommand]
+    debug = options.pop("debug") or os.environ.get("MEMVIT_DEBUG", "0") not in ("", "0")
+    console = stderr_console()
+    with log_to(console, debug):
+        try:
+            return COMMANDS[arguments.subcommand](**vars(options))
+        except KeyboardInterrupt:
+            say(console, "interrupted", "yellow")
+            return INTERRUPTED
+        except BrokenPipeError:  # whoever read our output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except Exception as error:
+            say(console, f"error: {reason(error)}", "red")
+            logger.debug("where it comes from", exc_info=error)
+            return 1
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of all subcommands."""
+    description = "Recognise what happens in long videos, online, with a memory of what came before."
+    parser = ArgumentParser(prog="memvit", description=description, version=memvit.__version__)
+    subcommands = parser.add_subcommands(required=True, dest="subcommand")
+    for name, function in COMMANDS.items():
+        documentation = parse_docstring(function.__doc__ or "")
+        subcommands.add_subcommand(name, _parser_of(function), help=documentation.short_description)
+    return parser
+
+
+def _parser_of(function: Callable[..., int]) -> ArgumentParser:
+    """The parser of one subcommand.
+
+    Positional parameters are positional arguments. Of the others, `bool` is a switch and a list takes several values;
+    jsonargparse knows the rest.
+    """
+    documentation = parse_docstring(function.__doc__ or "")
+    help_of = {parameter.arg_name: parameter.description for parameter in documentation.params}
+    about = (documentation.short_description, documentation.long_description)
+    parser = ArgumentParser(description=" ".join(text.replace("\n", " ") for text in about if text))
+    hints = get_type_hints(function)
+    done: set[str | int] = set()
+    for name, parameter in inspect.signature(function).parameters.items():
+        item = _list_item(hints[name])
+        options: dict[str, Any] = {"help": help_of.get(name)}
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            optional = {} if parameter.default is parameter.empty else {"nargs": "?", "default": parameter.default}
+            options |= {"type": item or hints[name], **({"nargs": "+"} if item else optional)}
+            parser.add_argument(name, metavar=name.removesuffix("s").upper(), **options)
+        elif hints[name] is bool:
+            parser.add_argument(f"--{name}", action="store_true", **options)
+        elif item is not None:
+            parser.add_argument(f"--{name}", nargs="+", type=item, default=parameter.default, **options)
+        else:
+            continue
+        done.add(name)
+    parser.add_function_arguments(function, as_group=False, skip=done)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and what the library logs")
+    return parser
+
+
+def _list_item(hint: Any) -> Any:
+    """`str` of `list[str]` and `list[str] | None`; None of what is no list."""
+    for option in (hint, *get_args(hint)):
+        if get_origin(option) is list:
+            return get_args(option)[0]
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""Many videos, one after another: what goes wrong with one stops none of the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from memvit.commands.inputs import expand, result_names
+from memvit.commands.models import ChosenModel
+from memvit.commands.terminal import progress_bar, reason, say, stdout_console
+from memvit.online.predict import VideoSource, predict_video
+from memvit.online.recognizer import OnlineRecognizer
+from memvit.online.results import UNTRAINED_NOTICE, VideoResult, read_summary
+from memvit.video import LiveSource, is_live, open_video, without_password
+
+logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How videos are read: `start_s` to `end_s`, folders at `image_fps`, live sources as `LiveSource` says."""
+
+    start_s: float = 0.0
+    end_s: float | None = None
+    image_fps: float = 30.0
+    drop: Literal["oldest", "none"] = "oldest"
+    max_attempts: int = 5
+    max_duration_s: float | None = None
+
+    def open(self, source: str) -> VideoSource:
+        """Opens a video.
+
+        Raises:
+            VideoError: it cannot be.
+        """
+        if is_live(source) and not self.start_s and self.end_s is None:
+            return LiveSource(source, drop=self.drop, max_attempts=self.max_attempts)
+        return open_video(source, fps=self.image_fps, start_s=self.start_s, end_s=self.end_s)
+
+
+class Batch:
+    """Recognises videos and keeps account of them.
+
+    Args:
+        console: where messages and progress go.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.results: list[VideoResult] = []
+        self.failed: list[str] = []
+        self.untrained = False
+
+    def expand(self, inputs: Sequence[str]) -> list[str]:
+        """The videos that inputs stand for; those that stand for none have failed."""
+        sources = []
+        for source in inputs:
+            try:
+                sources += expand(source)
+            except (ValueError, OSError) as error:
+                self._fail(source, error)
+        return sources
+
+    def run(
+        self,
+        sources: Sequence[str],
+        root: Path,
+        reading: Reading,
+        chosen: ChosenModel,
+        new_recognizer: Callable[[], OnlineRecognizer],
+        head_names: Sequence[str] | None = None,
+        *,
+        topk: int = 5,
+        overlay: bool = False,
+    ) -> int:
+        """Recognises the videos, results in one folder each under `root`; returns the exit code."""
+        for number, (source, name) in enumerate(zip(sources, result_names(sources), strict=True), start=1):
+            folder = root / name
+            try:
+                if Path(source).is_dir() and folder.resolve() == Path(source).resolve():
+                    raise ValueError(f"the results of {source} would go among its images: choose another --out")
+                with reading.open(source) as video, progress_bar(self.console, name) as show:
+                    self._warn_if_untrained(chosen)
+                    recognizer = new_recognizer()
+                    if isinstance(video, LiveSource):  # one that was away begins a new clip
+                        recognizer.max_gap_s = recognizer.grid.num_frames * recognizer.grid.period_s
+                    result = predict_video(
+                        recognizer,
+                        video,
+                        folder,
+                        topk=topk,
+                        overlay=overlay,
+                        max_duration_s=reading.max_duration_s,
+                        head_names=head_names,
+                        model_name=chosen.name,
+                        untrained=chosen.untrained,
+                        on_progress=show,
+                    )
+            except KeyboardInterrupt:
+                return self._interrupted(folder, len(sources) - number)
+            except Exception as error:
+                self._fail(source, error)
+                self._add_what_is_there(folder)
+                continue
+            self.results.append(result)
+            if not self.console.is_terminal and len(sources) > 1:
+                say(self.console, f"{result.video}: {_clips(result.num_clips)}, {result.speed:.1f}x real time")
+        return self.report()
+
+    def report(self) -> int:
+        """Prints what became of all videos; returns the exit code."""
+        if self.results:
+            stdout_console().print(self._table())
+        partial = [result.video for result in self.results if result.status == "partial"]
+        if partial:
+            say(self.console, f"damaged, and recognised as far as they can be read: {', '.join(partial)}", "yellow")
+        if self.failed and len(self.failed) + len(self.results) > 1:
+            say(self.console, f"failed: {', '.join(self.failed)}", "red")
+        return 1 if self.failed or partial else 0
+
+    def _warn_if_untrained(self, chosen: ChosenModel) -> None:
+        if chosen.untrained and not self.untrained:
+            self.untrained = True
+            say(self.console, f"warning: {chosen.name}: {UNTRAINED_NOTICE}", "bold yellow")
+
+    def _fail(self, source: str, error: Exception) -> None:
+        name, text = without_password(source), reason(error)
+        self.failed.append(name)
+        say(self.console, f"error: {text if name in text else f'{name}: {text}'}", "red")
+        logger.debug("where it comes from", exc_info=error)
+
+    def _interrupted(self, folder: Path, num_left: int) -> int:
+        self._add_what_is_there(folder)
+        num_clips = sum(result.num_clips for result in self.results)
+        left = f"; not begun: {num_left} more" if num_left else ""
+        say(self.console, f"interrupted: {_clips(num_clips)} written to {folder.parent}{left}", "yellow")
+        self.report()
+        return INTERRUPTED
+
+    def _add_what_is_there(self, folder: Path) -> None:
+        """Accounts for a video that broke off."""
+        try:
+            self.results.append(read_summary(folder))
+        except (ValueError, OSError):
+            return  # nothing was recognised
+
+    def _table(self) -> Table:
+        caption = UNTRAINED_NOTICE if any(result.untrained for result in self.results) else None
+        table = Table(caption=caption, caption_style="bold yellow", caption_justify="left")
+        table.add_column("video", overflow="fold")
+        table.add_column("status")
+        for heading in ("clips", "duration", "speed"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("top class", overflow="fold")
+        table.add_column("results", overflow="fold")
+        for result in self.results:
+            notes = [f"{result.dropped_frames:,} frames dropped"] if result.dropped_frames else []
+            notes += [f"{result.reconnects} reconnections"] if result.reconnects else []
+            table.add_row(
+                _plain(result.video),
+                ", ".join([result.status, *notes]),
+                f"{result.num_clips:,}",
+                f"{result.duration_s:,.1f} s",
+                f"{result.speed:,.1f}x real time",
+                _plain(", ".join(result.top)),
+                _plain(result.folder),
+            )
+        return table
+
+
+def _clips(number: int) -> str:
+    return "1 clip" if number == 1 else f"{number:,} clips"
+
+
+def _plain(text: str) -> str:
+    """Text that rich shall not take for markup."""
+    from rich.markup import escape
+
+    return escape(text)

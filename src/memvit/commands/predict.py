@@ -1,0 +1,88 @@
+"""`memvit predict`: recognise videos, one after another, and write what was found."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from memvit.commands.models import choose_device, choose_dtype, choose_model
+from memvit.commands.terminal import stderr_console
+
+
+def predict(
+    inputs: list[str],
+    *,
+    model: str | None = None,
+    config: str | None = None,
+    checkpoint: str | None = None,
+    labels: list[str] | None = None,
+    out: str = "predictions",
+    overlay: bool = False,
+    topk: int = 5,
+    device: str = "auto",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    start: float = 0.0,
+    end: float | None = None,
+    fps: float | None = None,
+    sampling_rate: int | None = None,
+    stride: int | None = None,
+    image_fps: float = 30.0,
+    drop: Literal["oldest", "none"] = "oldest",
+    max_duration: float | None = None,
+    max_attempts: int = 5,
+) -> int:
+    """Recognise what happens in videos, clip by clip, with memory.
+
+    Each video gets a folder OUT/NAME with predictions.jsonl and predictions.csv, which grow while it runs, and at its end
+    timeline.png, summary.json and, if asked for, overlay.mp4. Results of an earlier run there are replaced. Exit code 0:
+    all is well; 1: a video is damaged or cannot be used, the others are done; 130: interrupted.
+
+    Args:
+        inputs: video files, folders of images (one video each), folders of videos (without their subfolders), addresses of
+            live streams (rtsp://, udp://, http:// and so on) or cameras (/dev/video0).
+        model: a preset (random weights, for trials), published weights such as memvit_16x4.k400, a directory that
+            `memvit convert` or `save_pretrained` wrote, or a repository of the Hugging Face Hub.
+        config: instead of a model, a YAML config of the authors' release.
+        checkpoint: a .pyth checkpoint of the authors' release, for the config or for a preset.
+        labels: class names: a text file with one per line, a .json list, or a .csv with id,name. One file per head.
+        out: folder for the results.
+        overlay: write an annotated video as well. Every frame shows what was recognised in its clip, so the file is read a
+            second time; live sources cannot be.
+        topk: classes listed per clip.
+        device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        dtype: number format of the forward pass.
+        start: where in the videos to start, seconds.
+        end: where to stop, seconds.
+        fps: frame rate that the sampling rate refers to. Left out: the model's own.
+        sampling_rate: a clip takes every so-many-th frame. Left out: the model's own.
+        stride: sampled frames from the start of a clip to the start of the next. Left out: a clip's length.
+        image_fps: images per second of folders of images.
+        drop: when the model is slower than a live source, drop the oldest waiting frames, or none and fall behind.
+        max_duration: stop live sources after so many seconds.
+        max_attempts: give up on a live source after so many failed connections in a row. 0: its first end is its end.
+    """
+    from memvit.commands.batch import Batch, Reading
+    from memvit.models.hub import make_directory
+    from memvit.online import OnlineRecognizer
+    from memvit.video.errors import check_range
+
+    batch = Batch(stderr_console())
+    sources = batch.expand(inputs)
+    if not sources:
+        return batch.report()
+    check_range(start, end)
+    if topk < 1:
+        raise ValueError(f"--topk {topk}: list 1 class per clip or more")
+    if max_duration is not None and not max_duration > 0:
+        raise ValueError(f"--max_duration {max_duration}: give seconds, more than 0")
+    target, number_format = choose_device(device), choose_dtype(dtype)
+    root = make_directory(out)
+    chosen = choose_model(model, config, checkpoint)
+    head_names = chosen.name_classes(labels)
+    chosen.model.to(target)
+
+    def new_recognizer() -> OnlineRecognizer:
+        return OnlineRecognizer(chosen.model, fps, sampling_rate, stride, dtype=number_format)
+
+    new_recognizer()  # a wrong rate, or a model of boxes, is wrong for every video
+    reading = Reading(start, end, image_fps, drop, max_attempts, max_duration)
+    return batch.run(sources, root, reading, chosen, new_recognizer, head_names, topk=topk, overlay=overlay)

@@ -1,0 +1,283 @@
+"""What was recognised, on disk: a line per clip while it happens, a summary once a video is done.
+
+A folder per video: `predictions.jsonl` and `predictions.csv` grow clip by clip and can be read meanwhile; `summary.json`
+appears, whole, when the video has ended, and says how. As long as it is missing, the others are still growing or their
+process died.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TextIO
+
+PREDICTIONS_FILE = "predictions.jsonl"
+CSV_FILE = "predictions.csv"
+SUMMARY_FILE = "summary.json"
+TIMELINE_FILE = "timeline.png"
+OVERLAY_FILE = "overlay.mp4"
+
+UNTRAINED_NOTICE = "weights are random: these predictions mean nothing"
+
+CSV_COLUMNS = ("video", "clip", "start_s", "end_s", "head", "rank", "label", "score", "untrained")
+
+Status = Literal["complete", "partial", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """What was recognised in one clip, as a line of `predictions.jsonl` has it.
+
+    Attributes:
+        video: the source, an address without its password.
+        clip: number of the clip in its video, from 0.
+        start_s, end_s: the clip in seconds of the video.
+        topk: per head, (label, score) of its best classes, best first.
+        untrained: the weights were random, so the scores mean nothing.
+    """
+
+    video: str
+    clip: int
+    start_s: float
+    end_s: float
+    topk: tuple[tuple[tuple[str, float], ...], ...]
+    untrained: bool = False
+
+    def to_json(self) -> str:
+        """One line, without its end."""
+        heads = [[{"label": label, "score": _short(score)} for label, score in head] for head in self.topk]
+        line: dict[str, Any] = {
+            "video": self.video,
+            "clip": self.clip,
+            "start_s": round(self.start_s, 6),
+            "end_s": round(self.end_s, 6),
+            "topk": heads,
+        }
+        if self.untrained:
+            line["untrained"] = True
+        return json.dumps(line, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> ClipRecord:
+        """Reads a line of `to_json`.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            data = json.loads(line)
+            topk = tuple(tuple((str(c["label"]), float(c["score"])) for c in head) for head in data["topk"])
+            start_s, end_s = float(data["start_s"]), float(data["end_s"])
+            return cls(str(data["video"]), int(data["clip"]), start_s, end_s, topk, bool(data.get("untrained", False)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"no line of predictions ({type(error).__name__}: {error})") from error
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """How a video ended; `summary.json` holds it.
+
+    Attributes:
+        video: the source, an address without its password.
+        folder: where its results are.
+        status: "complete"; "partial" (the video is damaged: what could be read was recognised); "interrupted" (by the
+            user); "failed" (by an error; the clips before it are recognised).
+        num_clips, num_frames: clips recognised, frames decoded.
+        start_s, end_s: first and last instant recognised, seconds of the video; both 0 without clips.
+        elapsed_s: time that it took, without drawing.
+        top: per head, the class that was the best one for the longest time; empty without clips.
+        model: what the model is called.
+        untrained: the weights were random.
+        message: one line about what went wrong; None where nothing did.
+        dropped_frames, reconnects: of live sources.
+        files: names of the files in the folder.
+    """
+
+    video: str
+    folder: str
+    status: Status
+    num_clips: int
+    num_frames: int
+    start_s: float
+    end_s: float
+    elapsed_s: float
+    top: tuple[str, ...] = ()
+    model: str = ""
+    untrained: bool = False
+    message: str | None = None
+    dropped_frames: int = 0
+    reconnects: int = 0
+    files: tuple[str, ...] = ()
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of video recognised."""
+        return self.end_s - self.start_s
+
+    @property
+    def speed(self) -> float:
+        """Seconds of video recognised per second; above 1 is faster than real time."""
+        return self.duration_s / max(self.elapsed_s, 1e-9)
+
+    def save(self) -> None:
+        """Writes `summary.json` into the folder, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path = Path(self.folder, SUMMARY_FILE)
+        part = path.with_name(f"{path.name}.part")
+        data = {name: value for name, value in dataclasses.asdict(self).items() if name != "folder"}
+        if self.untrained:
+            data["notice"] = UNTRAINED_NOTICE
+        try:
+            part.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def read_summary(folder: str | os.PathLike[str]) -> VideoResult:
+    """How the video ended whose results are in a folder.
+
+    Raises:
+        FileNotFoundError: it has not ended, or its process died; or there are no results at all.
+        ValueError: a damaged summary.
+    """
+    path = Path(folder, SUMMARY_FILE)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: recognition has not ended, or died; run memvit predict again")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        fields = {field.name for field in dataclasses.fields(VideoResult)} - {"folder"}
+        values: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in data.items() if name in fields
+        }
+        return VideoResult(folder=os.fspath(folder), **values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no summary ({error}); run memvit predict again") from error
+
+
+def read_predictions(path: str | os.PathLike[str]) -> Iterator[ClipRecord]:
+    """The clips in a `predictions.jsonl`, one after another; the file may still be growing.
+
+    Args:
+        path: the file, or the folder that holds it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a line that is none of predictions; a last one without its end is left out.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / PREDICTIONS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: give a predictions.jsonl of memvit predict, or its folder")
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return  # it is being written
+            try:
+                record = ClipRecord.from_json(line)
+            except ValueError as error:
+                raise ValueError(
+                    f"{path}, line {number}: {error}; remove the line or run memvit predict again"
+                ) from error
+            yield record
+
+
+class ResultWriter:
+    """Writes `predictions.jsonl` and `predictions.csv` into a folder; after every clip both are on their way to the disk.
+
+    Results that an earlier run left in the folder are removed.
+
+    Args:
+        folder: made where missing.
+        head_names: per head, what the CSV calls it.
+
+    Raises:
+        ValueError: the folder cannot be made, or a file in it not be opened.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], head_names: Sequence[str]) -> None:
+        self.folder = Path(folder)
+        self.head_names = tuple(head_names)
+        self.num_clips = 0
+        self._files: list[TextIO] = []
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in (SUMMARY_FILE, TIMELINE_FILE, OVERLAY_FILE):
+                (self.folder / name).unlink(missing_ok=True)
+            self._jsonl = self._open(PREDICTIONS_FILE)
+            self._csv = self._open(CSV_FILE)
+            csv.writer(self._csv, lineterminator="\n").writerow(CSV_COLUMNS)
+            self._csv.flush()
+        except OSError as error:
+            self._abandon()
+            raise cannot_write(self.folder, error) from error
+
+    def write(self, record: ClipRecord) -> None:
+        """Appends a clip.
+
+        Raises:
+            ValueError: the disk is full or gone.
+        """
+        line = record.to_json()
+        times = f"{record.start_s:.6f}".rstrip("0").rstrip("."), f"{record.end_s:.6f}".rstrip("0").rstrip(".")
+        rows = [
+            (record.video, record.clip, *times, head, rank, label, _short(score), str(record.untrained).lower())
+            for head, classes in zip(self.head_names, record.topk, strict=True)
+            for rank, (label, score) in enumerate(classes, start=1)
+        ]
+        try:
+            self._jsonl.write(line + "\n")
+            self._jsonl.flush()
+            csv.writer(self._csv, lineterminator="\n").writerows(rows)
+            self._csv.flush()
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
+        self.num_clips += 1
+
+    def remove(self) -> None:
+        """Closes and removes the files, and the folder if nothing else is in it."""
+        self._abandon()
+        for name in (PREDICTIONS_FILE, CSV_FILE):
+            (self.folder / name).unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._abandon()
+
+    def _open(self, name: str) -> TextIO:
+        file = open(self.folder / name, "w", newline="", encoding="utf-8")  # noqa: SIM115 - closed by _abandon
+        self._files.append(file)
+        return file
+
+    def _abandon(self) -> None:
+        """Closes the files. All that was written is flushed already; what could not be fails here again."""
+        for file in self._files:
+            try:
+                file.close()
+            except OSError:
+                continue
+
+
+def cannot_write(path: str | os.PathLike[str], error: OSError) -> ValueError:
+    """The error for results that cannot be written: which, why, and what to do."""
+    place = error.filename or os.fspath(path)
+    return ValueError(f"cannot write {place} ({error.strerror or error}): free space or choose another output folder")
+
+
+def _short(score: float) -> float:
+    """Six digits are more than a score means."""
+    return float(f"{score:.6g}")
