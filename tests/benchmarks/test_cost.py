@@ -176,7 +176,7 @@ def test_a_summary_says_what_the_model_is():
     summary = describe(small_config(memory_layers=(0, 2), memory_gap=2), "small")
     model = MeMViT(small_config(memory_layers=(0, 2), memory_gap=2))
     assert json.loads(json.dumps(summary.to_dict()))["memory_layers"] == [0, 2]
-    assert (summary.memory_length, summary.gap, summary.clips_seen) == (2, 2, 2 * 2 * 2 + 1)
+    assert (summary.memory_length, summary.gap, summary.support_clips) == (2, 2, 2 * 2 * 2)
     assert summary.memory_bytes == model.new_memory(1).nbytes
     assert summary.macs > summary.macs_without_memory > 0
     text = render(format_summary(summary))
@@ -194,7 +194,7 @@ def test_a_summary_tells_the_papers_parameters_apart_from_ours():
 
 def test_a_model_without_memory_says_so():
     summary = describe(small_config(memory_length=0))
-    assert (summary.memory_bytes, summary.clips_seen, summary.memory_layers) == (0, 1, ())
+    assert (summary.memory_bytes, summary.support_clips, summary.memory_layers) == (0, 0, ())
     assert summary.macs == summary.macs_without_memory
     assert summary.parameters == summary.release_parameters
     assert "none" in render(format_summary(summary))

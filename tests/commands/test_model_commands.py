@@ -16,7 +16,7 @@ def test_info_shows_figures_with_overrides(run: Run) -> None:
     code, out, _ = run("info", "memvit_16x4", "--memory_length", "4", "--num_classes", "97", "300")
     assert code == 0
     assert "97 + 300 classes" in out
-    assert "33 clips, 70.4 s" in out
+    assert "32 clips back, 70.4 s" in out
 
 
 def test_info_as_json(run: Run) -> None:
@@ -24,7 +24,7 @@ def test_info_as_json(run: Run) -> None:
     assert code == 0
     summary = json.loads(out)
     assert summary["memory_layers"] == [1, 3]
-    assert summary["clips_seen"] == 2 * 2 + 1
+    assert summary["support_clips"] == 2 * 2
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,8 @@ class ModelSummary:
         memory_length, gap: past clips that a layer attends, M, and how far apart; 0: no memory.
         compression, compression_stride: how remembered keys and values shrink (time, height, width).
         boundary: what a clip sees of another video.
-        clips_seen: clips that can change a prediction, its own included: layers x M x gap + 1.
-        support_s: the same in seconds of video, for clips that follow one another.
+        support_clips: how many clips back one can change a prediction: layers x M x gap.
+        support_s: the same and the clip itself, in seconds of video, for clips that follow one another.
         memory_bytes: what one stream's memory holds, float32.
     """
 
@@ -119,7 +119,7 @@ class ModelSummary:
     compression: str
     compression_stride: tuple[int, int, int]
     boundary: str
-    clips_seen: int
+    support_clips: int
     support_s: float
     memory_bytes: int
 
@@ -152,7 +152,7 @@ def describe(config: MViTConfig, name: str = "") -> ModelSummary:
         compression=memory.compression,
         compression_stride=memory.stride,
         boundary=memory.boundary,
-        clips_seen=config.support_clips + 1,
+        support_clips=config.support_clips,
         support_s=config.support_s,
         memory_bytes=_meta_model(config).new_memory(1).nbytes if memory.length else 0,
     )
@@ -195,7 +195,7 @@ def format_summary(summary: ModelSummary) -> Table:
     stride = "" if s.compression == "none" else f", {' x '.join(map(str, s.compression_stride))} (time, height, width)"
     table.add_row("compression", f"{s.compression}{stride}")
     table.add_row("video boundary", s.boundary)
-    table.add_row("temporal support", f"{s.clips_seen} clips, {s.support_s:.1f} s")
+    table.add_row("temporal support", f"{s.support_clips} clips back, {s.support_s:.1f} s with the clip itself")
     return table
 
 
