@@ -65,7 +65,10 @@ def attention(
         extra_k.append((~key_mask).to(k.dtype).mul(masked_logit(k.dtype))[:, None, :, None].expand(B, heads, -1, -1))
     q = torch.cat([q * scale, *extra_q], dim=-1)
     k = torch.cat([k, *extra_k], dim=-1)
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=1.0)
+    # Fused attention wants q, k and v equally wide, on GPUs by a multiple of 8; otherwise the logits are written after all.
+    head_dim, width = v.shape[-1], -(-q.shape[-1] // 8) * 8
+    q, k, v = (F.pad(t, (0, width - t.shape[-1])) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=1.0)[..., :head_dim]
 
 
 def attention_reference(
