@@ -113,6 +113,20 @@ def test_streams_in_one_batch_give_what_each_gives_alone(max_batch_size: int) ->
         np.testing.assert_allclose(all_logits(collected[name]), all_logits(expected), rtol=0, atol=1e-5)
 
 
+def test_clips_of_a_stream_stay_in_order_when_sizes_differ() -> None:
+    model = small_model()
+    together = recognizer(model, keep_aspect=True)
+    sizes = {"wide": [(40, 56)] * 40, "changing": [(48, 40)] * 18 + [(40, 56)] * 22}
+    frames = {name: [(noise(i, *size), None) for i, size in enumerate(each)] for name, each in sizes.items()}
+    predictions = together.push_many(frames) + together.finish()
+    for name, pairs in frames.items():
+        alone = recognizer(model, keep_aspect=True)
+        expected = alone.push_many({name: pairs}) + alone.finish()
+        ours = [p for p in predictions if p.stream == name]
+        assert [(p.clip, p.start_s) for p in ours] == [(p.clip, p.start_s) for p in expected]
+        np.testing.assert_allclose(all_logits(ours), all_logits(expected), rtol=0, atol=1e-5)
+
+
 def test_a_stream_does_not_see_the_one_before_it(video: Path) -> None:
     online = recognizer()
     first = list(online.run(VideoReader(video)))

@@ -102,7 +102,6 @@ class PoolingAttention(nn.Module):
         pool_dim = (dim_in if config.pool_first else dim_out) // self.pool_heads
         for name in "qkv":
             kernel, stride = (plan.q_kernel, plan.q_stride) if name == "q" else (plan.kv_kernel, plan.kv_stride)
-
             pool = norm = None
             if kernel is not None and stride is not None:
                 pool = make_pooling(config.pool_mode, pool_dim, kernel, stride)

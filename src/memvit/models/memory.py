@@ -209,6 +209,8 @@ class Memory:
         if not memories:
             raise ValueError("Memory.cat needs at least one memory")
         first = memories[0]
+        if len(memories) == 1:
+            return dataclasses.replace(first)
         for other in memories[1:]:
             first._check_alike(other)
         num_boxes = max((m.num_box_tokens for m in memories), default=0)

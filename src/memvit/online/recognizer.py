@@ -384,16 +384,14 @@ class OnlineRecognizer:
         waiting = list(ready)
         while waiting:
             batch: list[ReadyClip] = []
+            later: list[ReadyClip] = []
+            streams: set[Hashable] = set()
             for clip in waiting:
-                is_new = all(clip.stream != other.stream for other in batch)
-                if (
-                    is_new
-                    and len(batch) < self.max_batch_size
-                    and (not batch or clip.clip.shape == batch[0].clip.shape)
-                ):
-                    batch.append(clip)
+                fits = len(batch) < self.max_batch_size and (not batch or clip.clip.shape == batch[0].clip.shape)
+                (batch if fits and clip.stream not in streams else later).append(clip)
+                streams.add(clip.stream)  # whatever became of this clip, those after it wait for it
             predictions += self._forward(batch)
-            waiting = [clip for clip in waiting if not any(clip is done for done in batch)]
+            waiting = later
         return predictions
 
     @torch.inference_mode()
