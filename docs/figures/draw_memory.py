@@ -68,7 +68,7 @@ def main() -> None:
         -2.0,
         NUM_LAYERS + 0.62,
         "Each layer attends to its clip and to the compressed keys and values that it kept of the M clips before.\n"
-        "Those had looked back themselves, so every layer sees M clips further. Nothing is computed twice.",
+        "Those had looked back themselves, so every layer sees M clips further. No clip is run again.",
         ha="left",
         va="center",
         color=INK,
