@@ -101,36 +101,29 @@ def predict_video(
         ValueError: an option is out of range, results cannot be written, or the model's output is not finite.
         KeyboardInterrupt: passed on once everything is in order; the folder's summary then says "interrupted".
     """
-    if isinstance(video, str | os.PathLike):
-        with open_video(video) as opened:
-            return predict_video(
-                recognizer,
-                opened,
-                folder,
-                topk=topk,
-                overlay=overlay,
-                max_duration_s=max_duration_s,
-                head_names=head_names,
-                model_name=model_name,
-                untrained=untrained,
-                on_progress=on_progress,
-            )
     names = _head_names(recognizer, head_names)
     if topk < 1:
         raise ValueError(f"topk={topk}: list 1 class per clip or more")
-    if isinstance(video, LiveSource) and overlay:
-        raise VideoError(
-            f"{video.name} is live and cannot be read a second time for an overlay: record it and recognise the file, or "
-            "leave out the overlay"
-        )
-    run = _Run(recognizer, video, Path(folder), names, topk, max_duration_s, model_name, untrained, on_progress)
-    with ResultWriter(folder, names) as writer:
+    with contextlib.ExitStack() as opened:
+        source: VideoSource
+        if isinstance(video, str | os.PathLike):
+            source = open_video(video)
+            opened.callback(source.close)
+        else:
+            source = video
+        if isinstance(source, LiveSource) and overlay:
+            raise VideoError(
+                f"{source.name} is live and cannot be read a second time for an overlay: record it and recognise the file, or "
+                "leave out the overlay"
+            )
+        run = _Run(recognizer, source, Path(folder), names, topk, max_duration_s, model_name, untrained, on_progress)
+        writer = opened.enter_context(ResultWriter(folder, names))
         try:
             run.recognise(writer)
             run.save_timeline()
             if overlay:
-                assert not isinstance(video, LiveSource)
-                draw_overlay(video, folder, head_names=names, untrained=untrained, on_progress=on_progress)
+                assert not isinstance(source, LiveSource)
+                draw_overlay(source, folder, head_names=names, untrained=untrained, on_progress=on_progress)
             run.status = "partial" if run.message else "complete"
         except BaseException as error:
             run.end_badly(writer, error)
@@ -227,7 +220,9 @@ class _Run:
         began_s, total_s = time.monotonic(), _total_s(self.video)
         stream = ("predict_video", self.name)
         try:
-            for prediction in self.recognizer.run(self._frames(), stream, start_s=self.start_s):
+            # What waits here is not dropped when a live source is too fast: one clip of it is enough.
+            prefetch = self.recognizer.grid.num_frames if self.is_live else 64
+            for prediction in self.recognizer.run(self._frames(), stream, prefetch=prefetch, start_s=self.start_s):
                 self._take(prediction, writer)
                 self.elapsed_s = time.monotonic() - began_s
                 if self.on_progress is not None:
