@@ -7,11 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-VIDEO_SUFFIXES = frozenset(
-    {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
-    | {".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m"}
-)
-
 
 def expand(source: str) -> list[str]:
     """The videos that an input stands for.
@@ -24,6 +19,7 @@ def expand(source: str) -> list[str]:
     """
     if "://" in source or not Path(source).is_dir():
         return [source]
+    from memvit.video import VIDEO_SUFFIXES
     from memvit.video.images import list_images
 
     videos = sorted(

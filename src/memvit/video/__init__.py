@@ -20,6 +20,7 @@ from memvit.video.sampling import TimeSampler
 from memvit.video.transforms import ClipTransform
 
 __all__ = [
+    "VIDEO_SUFFIXES",
     "ClipTransform",
     "Frame",
     "ImageFolderReader",
@@ -35,6 +36,13 @@ __all__ = [
     "probe",
     "without_password",
 ]
+
+
+# Of files that are taken for videos where a folder is searched; a file that is named may be called anything.
+VIDEO_SUFFIXES = frozenset(
+    {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
+    | {".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m"}
+)
 
 
 def open_video(

@@ -64,6 +64,7 @@ class VideoReader:
         path: the file; an ``http(s)`` address of a file works too.
         start_s: where to start, in seconds.
         end_s: where to stop, in seconds; ``None`` reads to the end.
+        threads: of the decoder; 1 suits programs that read many videos at a time, ``None`` takes all cores.
 
     Attributes:
         info: what is known about the video.
@@ -74,15 +75,25 @@ class VideoReader:
             lies in the wanted range.
     """
 
-    def __init__(self, path: str | os.PathLike[str], start_s: float = 0.0, end_s: float | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        start_s: float = 0.0,
+        end_s: float | None = None,
+        *,
+        threads: int | None = None,
+    ) -> None:
         check_range(start_s, end_s)
+        if threads is not None and threads < 1:
+            raise VideoError(f"threads={threads} cannot decode: give at least 1, or None for all cores")
         self._source = os.fspath(path)
         self.path = without_password(self._source)
         self.start_s = start_s
         self.end_s = end_s
         self.warning: str | None = None
         self._closed = False
-        decoder = _Decoder(self._source)
+        self._threads = threads
+        decoder = _Decoder(self._source, threads)
         self._decoder: _Decoder | None = decoder
         first = decoder.first
         self.info = VideoInfo(
@@ -101,7 +112,7 @@ class VideoReader:
         self.warning = None
         # The first pass goes on with the decoder that read the first frame; another pass needs a fresh one.
         decoder, self._decoder = self._decoder, None
-        return self._read(decoder or _Decoder(self._source))
+        return self._read(decoder or _Decoder(self._source, self._threads))
 
     def _read(self, decoder: _Decoder) -> Iterator[Frame]:
         num_frames = 0
@@ -181,10 +192,11 @@ def open_container(
 class _Decoder:
     """One pass over the video stream of a file: its frames, wherever it starts and whatever is broken."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, threads: int | None = None) -> None:
         self.source = path
         self.path = without_password(path)
-        self.container, self.stream = _open_file(path)
+        self.threads = threads
+        self._open()
         rate = self.stream.guessed_rate or self.stream.average_rate
         average = self.stream.average_rate or rate
         self.fps = float(average) if average else None
@@ -206,6 +218,11 @@ class _Decoder:
             self.close()
             raise VideoError(f"no frame of {self.path} could be decoded ({reason}): the file is damaged, copy it again")
         self.first = first
+
+    def _open(self) -> None:
+        self.container, self.stream = _open_file(self.source)
+        if self.threads is not None:
+            self.stream.codec_context.thread_count = self.threads
 
     def _start_over(self) -> None:
         self.origin: int | None = None  # pts of the first frame of the video
@@ -259,7 +276,7 @@ class _Decoder:
                 return
             back_off_s = max(1.0, 4 * back_off_s)
         self.close()
-        self.container, self.stream = _open_file(self.source)
+        self._open()
         self._start_over()
         yield from self._timed(self._pictures())
 

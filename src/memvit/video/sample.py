@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
+from memvit.video.shapes import BLACK, ball, disc, paint, rgb, ring, shadow, square, textured, triangle
 from memvit.video.writer import VideoWriter
 
 Act = tuple[float, float, str]
@@ -109,101 +109,15 @@ class _Stage:
     def set_up(
         cls, rng: np.random.Generator, width: int, height: int, background: str, colors: tuple[str, ...]
     ) -> _Stage:
-        backdrop = _textured(rng, width * 3, height, _rgb(background))
+        backdrop = textured(rng, width * 3, height, rgb(background))
         order = rng.permutation(len(colors))
-        return cls(backdrop, np.stack([_rgb(colors[i]) for i in order]), (height, width), int(rng.choice((-1, 1))))
+        return cls(backdrop, np.stack([rgb(colors[i]) for i in order]), (height, width), int(rng.choice((-1, 1))))
 
     def frame(self, pan: float = 0.5) -> np.ndarray:
         """A fresh copy of the backdrop at a pan of 0 (left) to 1 (right)."""
         width = self.size[1]
         left = round(pan * 2 * width)
         return self.backdrop[:, left : left + width].copy()
-
-
-def _textured(rng: np.random.Generator, width: int, height: int, color: np.ndarray) -> np.ndarray:
-    """Soft clouds with fine grain in one colour, lighter above than below: uint8 (height, width, 3)."""
-    light = np.zeros((height, width), np.float32)
-    for cells, weight in ((3, 26.0), (8, 14.0), (30, 7.0), (height // 2, 5.0)):
-        rows = max(cells, 2)
-        grid = rng.uniform(-1, 1, (rows, max(rows * width // height, 2))).astype(np.float32)
-        light += weight * np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
-    light += np.linspace(18, -18, height, dtype=np.float32)[:, None]
-    return np.clip(color + light[..., None], 0, 255).astype(np.uint8)
-
-
-def _rgb(color: str) -> np.ndarray:
-    return np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)], np.float32)
-
-
-# A shape is the signed distance of points to its edge, in pixels, negative inside.
-_Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-def _disc(radius: float) -> _Distance:
-    return lambda x, y: np.hypot(x, y) - radius
-
-
-def _ring(radius: float, thickness: float) -> _Distance:
-    return lambda x, y: np.abs(np.hypot(x, y) - radius) - thickness / 2
-
-
-def _square(half_side: float, angle: float) -> _Distance:
-    corner = half_side * 0.2
-
-    def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        u = np.abs(x * math.cos(angle) + y * math.sin(angle)) - half_side + corner
-        v = np.abs(y * math.cos(angle) - x * math.sin(angle)) - half_side + corner
-        outside = np.hypot(np.maximum(u, 0), np.maximum(v, 0))
-        return outside + np.minimum(np.maximum(u, v), 0) - corner
-
-    return distance
-
-
-def _triangle(radius: float, angle: float) -> _Distance:
-    normals = [angle + k * 2 * math.pi / 3 for k in range(3)]
-    return lambda x, y: np.max([x * math.cos(a) + y * math.sin(a) for a in normals], axis=0) - radius / 2
-
-
-def _ellipse(radius_x: float, radius_y: float) -> _Distance:
-    return lambda x, y: (np.hypot(x / radius_x, y / radius_y) - 1) * min(radius_x, radius_y)
-
-
-def _paint(
-    frame: np.ndarray,
-    shape: _Distance,
-    center: tuple[float, float],
-    reach: float,
-    color: np.ndarray,
-    *,
-    opacity: float = 1.0,
-    softness: float = 1.0,
-) -> None:
-    """Blend a shape into the frame, in place, with a smooth edge of `softness` pixels; nothing lies beyond `reach`."""
-    height, width = frame.shape[:2]
-    reach += softness
-    left, right = max(int(center[0] - reach), 0), min(int(center[0] + reach) + 2, width)
-    top, bottom = max(int(center[1] - reach), 0), min(int(center[1] + reach) + 2, height)
-    if left >= right or top >= bottom:
-        return
-    x = np.arange(left, right, dtype=np.float32)[None] - np.float32(center[0])
-    y = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(center[1])
-    alpha = (np.clip(0.5 - shape(x, y) / softness, 0, 1) * opacity)[..., None]
-    patch = frame[top:bottom, left:right]
-    patch[:] = patch * (1 - alpha) + (color * alpha + 0.5)
-
-
-_BLACK = np.zeros(3, np.float32)
-_WHITE = np.full(3, 255, np.float32)
-
-
-def _shadow(frame: np.ndarray, center: tuple[float, float], radius: float, opacity: float = 0.3) -> None:
-    _paint(frame, _ellipse(radius, radius * 0.3), center, radius * 1.3, _BLACK, opacity=opacity, softness=radius * 0.3)
-
-
-def _ball(frame: np.ndarray, center: tuple[float, float], radius: float, color: np.ndarray) -> None:
-    _paint(frame, _disc(radius), center, radius, color)
-    shine = (center[0] - radius * 0.35, center[1] - radius * 0.35)
-    _paint(frame, _disc(radius * 0.25), shine, radius * 0.5, _WHITE, opacity=0.55, softness=radius * 0.4)
 
 
 def _ease(done: float) -> float:
@@ -221,8 +135,8 @@ def _ball_bounces(stage: _Stage, time_s: float, done: float) -> np.ndarray:
     fall = 2 * (time_s / period_s % 1) - 1
     up = (1 - fall * fall) * height * 0.52
     x = width * (0.5 + 0.32 * stage.direction * math.sin(2 * math.pi * time_s / 5))
-    _shadow(frame, (x, floor), radius * (1.1 - 0.4 * up / height), 0.4 - 0.35 * up / height)
-    _ball(frame, (x, floor - radius - up), radius, stage.colors[0])
+    shadow(frame, (x, floor), radius * (1.1 - 0.4 * up / height), 0.4 - 0.35 * up / height)
+    ball(frame, (x, floor - radius - up), radius, stage.colors[0])
     return frame
 
 
@@ -230,12 +144,12 @@ def _square_rotates(stage: _Stage, time_s: float, done: float) -> np.ndarray:
     height, width = stage.size
     frame, half_side = stage.frame(), height * 0.23
     angle = stage.direction * 2 * math.pi * time_s / 4
-    shape = _square(half_side, angle)
+    shape = square(half_side, angle)
     offset = height * 0.02
     center = (width / 2, height / 2)
-    _paint(frame, shape, (center[0] + offset, center[1] + offset), half_side * 1.45, _BLACK, opacity=0.25, softness=6)
-    _paint(frame, shape, center, half_side * 1.45, stage.colors[0])
-    _paint(frame, _square(half_side * 0.45, angle), center, half_side, stage.colors[1])
+    paint(frame, shape, (center[0] + offset, center[1] + offset), half_side * 1.45, BLACK, opacity=0.25, softness=6)
+    paint(frame, shape, center, half_side * 1.45, stage.colors[0])
+    paint(frame, square(half_side * 0.45, angle), center, half_side, stage.colors[1])
     return frame
 
 
@@ -248,8 +162,8 @@ def _blobs_swap(stage: _Stage, time_s: float, done: float) -> np.ndarray:
     for side, color in ((0.0, stage.colors[0]), (math.pi, stage.colors[1])):
         x = width / 2 + width * 0.27 * math.cos(angle + side)
         y = height / 2 + height * 0.24 * math.sin(angle + side)
-        _shadow(frame, (x, y + radius), radius)
-        _ball(frame, (x, y), radius, color)
+        shadow(frame, (x, y + radius), radius)
+        ball(frame, (x, y), radius, color)
     return frame
 
 
@@ -262,11 +176,11 @@ def _camera_pans(stage: _Stage, time_s: float, done: float) -> np.ndarray:
         x, color = (i + 0.5) * width / 3 - left, stage.colors[i % 3]
         size = height * (0.10 + 0.03 * (i * 7 % 4))
         y = height * 0.85 - size
-        _shadow(frame, (x, y + size), size)
+        shadow(frame, (x, y + size), size)
         if i % 2:
-            _paint(frame, _square(size, 0.0), (x, y), size * 1.5, color)
+            paint(frame, square(size, 0.0), (x, y), size * 1.5, color)
         else:
-            _ball(frame, (x, y), size, color)
+            ball(frame, (x, y), size, color)
     return frame
 
 
@@ -274,8 +188,8 @@ def _lights_fade(stage: _Stage, time_s: float, done: float) -> np.ndarray:
     height, width = stage.size
     frame = stage.frame()
     for i, place in enumerate((0.22, 0.5, 0.78)):
-        _shadow(frame, (width * place, height * 0.66), height * 0.13)
-        _ball(frame, (width * place, height * 0.53), height * 0.13, stage.colors[i])
+        shadow(frame, (width * place, height * 0.66), height * 0.13)
+        ball(frame, (width * place, height * 0.53), height * 0.13, stage.colors[i])
     brightness = 0.54 + 0.46 * math.cos(2 * math.pi * time_s / 4)
     return (frame * np.float32(brightness)).astype(np.uint8)
 
@@ -287,8 +201,8 @@ def _ring_pulses(stage: _Stage, time_s: float, done: float) -> np.ndarray:
         phase = (time_s / 2.4 + i / 3) % 1
         radius = height * (0.06 + 0.42 * phase)
         thickness = height * 0.05
-        _paint(frame, _ring(radius, thickness), center, radius + thickness, stage.colors[i], opacity=1 - phase**2)
-    _ball(frame, center, height * 0.07, stage.colors[0])
+        paint(frame, ring(radius, thickness), center, radius + thickness, stage.colors[i], opacity=1 - phase**2)
+    ball(frame, center, height * 0.07, stage.colors[0])
     return frame
 
 
@@ -296,9 +210,9 @@ def _triangle_orbits(stage: _Stage, time_s: float, done: float) -> np.ndarray:
     height, width = stage.size
     frame, center = stage.frame(), (width / 2, height / 2)
     angle = stage.direction * 2 * math.pi * time_s / 3.5
-    _ball(frame, center, height * 0.11, stage.colors[1])
+    ball(frame, center, height * 0.11, stage.colors[1])
     x, y = width / 2 + width * 0.32 * math.cos(angle), height / 2 + height * 0.33 * math.sin(angle)
-    _paint(frame, _triangle(height * 0.14, angle * 2), (x, y), height * 0.14, stage.colors[0])
+    paint(frame, triangle(height * 0.14, angle * 2), (x, y), height * 0.14, stage.colors[0])
     return frame
 
 
@@ -307,14 +221,14 @@ def _truck_crosses(stage: _Stage, time_s: float, done: float) -> np.ndarray:
     frame, half_side, floor = stage.frame(), height * 0.1, height * 0.84
     across = (time_s / 3.2) % 1
     x = width * (-0.25 + 1.5 * (across if stage.direction > 0 else 1 - across))
-    _shadow(frame, (x, floor), half_side * 2.2)
+    shadow(frame, (x, floor), half_side * 2.2)
     for place, side in ((-0.9, 1.0), (0.9, 1.0), (-0.9 * stage.direction, 1.5)):
         center = (x + place * half_side, floor - half_side * (side + 0.2))
-        _paint(frame, _square(half_side * side, 0.0), center, half_side * side * 1.45, stage.colors[0])
+        paint(frame, square(half_side * side, 0.0), center, half_side * side * 1.45, stage.colors[0])
     for place in (-1.1, 1.1):
         hub = (x + place * half_side, floor - half_side * 0.3)
-        _paint(frame, _disc(half_side * 0.5), hub, half_side * 0.5, stage.colors[1])
-        _paint(frame, _disc(half_side * 0.2), hub, half_side * 0.2, stage.colors[2])
+        paint(frame, disc(half_side * 0.5), hub, half_side * 0.5, stage.colors[1])
+        paint(frame, disc(half_side * 0.2), hub, half_side * 0.2, stage.colors[2])
     return frame
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Generic, Protocol, TypeVar
 
 # Matroska and FLV round times to 1 ms, so a frame meant for an instant can be stamped up to 1 ms after it once the
@@ -121,4 +123,71 @@ class TimeSampler(Generic[F]):
         while self.time_of(self._next_index) <= last_s + self._tolerance_s:
             shown.append((self._next_index, frame))
             self._next_index += 1
+        return shown
+
+
+class ClipSampler(Generic[F]):
+    """Show a video in clips of ``num_frames`` instants, ``period_s`` apart, that begin where they are told.
+
+    Clips may overlap, leave gaps, begin before the video and reach beyond its end; each frame is pushed once for all of
+    them. The frame of an instant is the one that :class:`TimeSampler` shows.
+
+    Args:
+        starts_s: the first instant of each clip, ascending.
+        num_frames: instants of a clip.
+        period_s: time between instants.
+
+    Attributes:
+        pending: the newest frame, whose instants are not all known yet; ``None`` before the first.
+        num_complete: how many clips are complete; they are completed in order.
+    """
+
+    def __init__(self, starts_s: Sequence[float], num_frames: int, period_s: float) -> None:
+        if not 0 < period_s < float("inf"):
+            raise ValueError(f"period_s={period_s} is no time between frames: give seconds, more than 0")
+        if num_frames < 1:
+            raise ValueError(f"num_frames={num_frames} is no clip: give at least 1")
+        if any(later < start for start, later in pairwise(starts_s)):
+            raise ValueError(f"clips start at {list(starts_s)} s, out of order: sort them")
+        self.starts_s = [float(start_s) for start_s in starts_s]
+        self.num_frames = num_frames
+        self.period_s = period_s
+        self.pending: F | None = None
+        self.num_complete = 0
+        self._next_index = [0] * len(self.starts_s)
+        self._tolerance_s = min(TOLERANCE_S, period_s / 4)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all clips are complete."""
+        return self.num_complete == len(self.starts_s)
+
+    def begins_before(self, frame: F) -> bool:
+        """Whether the first clip shows what comes before a frame."""
+        return bool(self.starts_s) and self.starts_s[0] < frame.time_s - self._tolerance_s
+
+    def push(self, frame: F) -> list[tuple[int, int, F]]:
+        """Take the next frame; returns what is known now as (clip, instant, frame), in order for every clip."""
+        held, self.pending = self.pending, frame
+        # Before the first frame of a video, that frame is shown.
+        return self._show(frame if held is None else held, frame.time_s - self._tolerance_s, float("inf"))
+
+    def finish(self, slack_s: float) -> list[tuple[int, int, F]]:
+        """End the video: its last frame is shown to the end of each clip that begins at most ``slack_s`` after it."""
+        held, self.pending = self.pending, None
+        return [] if held is None else self._show(held, float("inf"), held.time_s + slack_s)
+
+    def _show(self, frame: F, before_s: float, starting_by_s: float) -> list[tuple[int, int, F]]:
+        shown = []
+        for clip in range(self.num_complete, len(self.starts_s)):
+            start_s = self.starts_s[clip]
+            if start_s >= before_s or start_s > starting_by_s:
+                break
+            index = self._next_index[clip]
+            while index < self.num_frames and start_s + index * self.period_s < before_s:
+                shown.append((clip, index, frame))
+                index += 1
+            self._next_index[clip] = index
+            if index == self.num_frames:
+                self.num_complete = clip + 1
         return shown
