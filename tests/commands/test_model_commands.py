@@ -94,14 +94,3 @@ def test_a_checkpoint_fills_a_preset(run: Run) -> None:
     assert code == 0
     assert "random" not in err
     assert len(json.loads(Path("out/one/predictions.jsonl").read_text())["topk"][0]) == 7
-
-
-def test_the_demo_ends_with_all_its_results(run: Run) -> None:
-    code, out, err = run("demo", "--out", "demo", "--duration", "4")
-    assert code == 0
-    for file in ("sample.mp4", *(f"sample/{name}" for name in ("predictions.jsonl", "timeline.png", "overlay.mp4"))):
-        assert Path("demo", file).stat().st_size > 0
-        assert f"demo/{file}" in out
-    assert "untrained" in out
-    assert "weights are random" in err
-    assert run("demo", "--out", "demo/sample.mp4")[0] == 1

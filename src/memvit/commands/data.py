@@ -1,0 +1,134 @@
+"""`memvit data`: look at annotated videos before training on them, or make some."""
+
+from __future__ import annotations
+
+import contextlib
+import json as jsons
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Literal
+
+from memvit.commands.terminal import say, stderr_console, stdout_console
+
+
+def check(
+    files: list[str],
+    *,
+    videos: str,
+    task: Literal["clip", "frames", "boxes"] = "clip",
+    multi_label: bool = False,
+    clip_s: float | None = None,
+    label_map: str | None = None,
+    first_second: float = 0.0,
+    image_fps: float = 30.0,
+    json: bool = False,
+) -> int:
+    """Find everything that is wrong with annotations and videos, before a training does.
+
+    Prints videos, hours, segments and classes, then what was found, with file and line. Exit code 0: nothing that training
+    would stop at; 1: there are errors.
+
+    Args:
+        files: CSV files to train on, validate and test with, in this order; the first alone will do.
+        videos: folder with the videos.
+        task: what is labelled: clips, the token times in them (both as video,start_s,end_s,label), or boxes (AVA's form).
+        multi_label: several classes can be true at a time. Boxes always may have several actions.
+        clip_s: length of a clip in seconds, to see how many clips an epoch has.
+        label_map: names of the actions of boxes, a CSV file with the columns label_id,label_name.
+        first_second: the second of the annotations at which the video files begin, for boxes; 900 for AVA's own.
+        image_fps: images per second of folders of images.
+        json: print JSON.
+    """
+    from memvit.commands.data_report import print_report
+    from memvit.datasets.annotations import VideoFolder
+    from memvit.datasets.ava import read_boxes, read_label_map
+    from memvit.datasets.check import check_annotations
+    from memvit.datasets.segments import read_segments
+
+    VideoFolder(videos)  # a wrong folder is wrong for every file
+    read: Callable[..., Any]
+    if task == "boxes":
+        if label_map is not None:
+            read_label_map(label_map)
+        read = partial(read_boxes, videos=videos, classes=label_map, first_second=first_second)
+    else:
+        if label_map is not None or first_second:
+            raise ValueError(
+                "--label_map and --first_second are for boxes: give --task boxes as well, or leave them out"
+            )
+        read = partial(read_segments, videos=videos, multi_label=multi_label)
+    with _counting("opening videos") as show:
+        report = check_annotations(files, read, clip_s=clip_s, image_fps=image_fps, on_progress=show)
+    if json:
+        print(jsons.dumps(report.to_dict(), indent=2))
+    else:
+        print_report(report, "boxes" if task == "boxes" else "segments")
+    return 0 if report.ok else 1
+
+
+def make(
+    task: Literal["recall", "shell_game", "recipe"],
+    out: str,
+    *,
+    videos: int = 200,
+    eval_videos: int | None = None,
+    seed: int = 0,
+    size: int = 64,
+    fps: float = 8.0,
+    options: dict[str, float] | None = None,
+    jobs: int = 1,
+) -> int:
+    """Make videos with annotations that can only be told from what was to be seen long before.
+
+    Writes OUT/videos/*.mp4, train.csv, val.csv and test.csv, in the form that `memvit fit` reads. Train, validation and test
+    videos never share a seed. Run again after an interruption, it goes on where it stopped.
+
+    Args:
+        task: the game: recall (a colour shown in the first second, asked for ever after), shell_game (a ball under one of three
+            cups, which swap places) or recipe (steps that follow from an ingredient under a lid).
+        out: folder for the videos and CSV files.
+        videos: how many to train on.
+        eval_videos: how many to validate with, and as many to test with; a fifth of the others where left out.
+        seed: chooses the videos.
+        size: height and width, pixels.
+        fps: frames per second.
+        options: how hard the task is, such as --options.longest_s 20. recall: shortest_s, longest_s, num_classes,
+            max_distractors; shell_game: shortest_s, longest_s, min_hidden_s, max_hidden_s, swap_probability; recipe:
+            shortest_s, longest_s, min_step_s, max_step_s.
+        jobs: processes that draw.
+    """
+    from memvit.datasets.synthetic import make_dataset, task_options
+
+    difficulty = task_options(task, options or {})
+    with _counting("making videos") as show:
+        make_dataset(
+            task,
+            out,
+            videos=videos,
+            eval_videos=eval_videos,
+            seed=seed,
+            size=size,
+            fps=fps,
+            options=difficulty,
+            num_processes=jobs,
+            on_progress=show,
+        )
+    say(
+        stdout_console(),
+        f"made videos and annotations in {out}; to train on them: memvit fit --config configs/{task}.yaml",
+    )
+    return 0
+
+
+@contextlib.contextmanager
+def _counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for things done one after another; nothing where nobody watches."""
+    console = stderr_console()
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
