@@ -6,15 +6,17 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse as parse_docstring
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
 import memvit
 from memvit.commands.convert import convert
 from memvit.commands.cost import cost
+from memvit.commands.data import check, make
 from memvit.commands.demo import demo
 from memvit.commands.info import info
 from memvit.commands.predict import predict
@@ -22,12 +24,29 @@ from memvit.commands.terminal import log_to, reason, say, stderr_console
 
 logger = logging.getLogger(__name__)
 
-COMMANDS: dict[str, Callable[..., int]] = {
+
+@dataclass(frozen=True)
+class Group:
+    """Commands that share their first word."""
+
+    summary: str
+    commands: dict[str, Callable[..., int]]
+
+
+COMMANDS: dict[str, Callable[..., int] | Group] = {
     "predict": predict,
     "info": info,
     "cost": cost,
     "convert": convert,
     "demo": demo,
+    "data": Group("Check your annotated videos, or make some to try things with.", {"check": check, "make": make}),
+}
+
+# Lightning makes their parsers, in memvit.training.cli.
+TRAINING_COMMANDS = {
+    "fit": "Train a model on videos with annotations.",
+    "validate": "Measure a model on the videos that training validates with.",
+    "test": "Measure a model on the test videos and write its predictions.",
 }
 
 INTERRUPTED = 130
@@ -45,13 +64,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: for --help, --version and (code 2) arguments that cannot be understood.
     """
-    arguments = build_parser().parse_args(list(sys.argv[1:] if argv is None else argv))
-    options: Namespace = arguments[arguments.subcommand]
-    debug = options.pop("debug") or os.environ.get("MEMVIT_DEBUG", "0") not in ("", "0")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in TRAINING_COMMANDS:
+        return _guarded(lambda: _train(arguments), debug="--debug" in arguments)
+    parsed = build_parser().parse_args(arguments)
+    command, options = COMMANDS[parsed.subcommand], parsed[parsed.subcommand]
+    if isinstance(command, Group):
+        command, options = command.commands[options.subcommand], options[options.subcommand]
+    debug = options.pop("debug")
+    return _guarded(lambda: command(**vars(options)), debug)
+
+
+def _guarded(command: Callable[[], int], debug: bool) -> int:
+    """Runs a command; what goes wrong becomes one line and an exit code."""
+    debug = debug or os.environ.get("MEMVIT_DEBUG", "0") not in ("", "0")
     console = stderr_console()
     with log_to(console, debug):
         try:
-            return COMMANDS[arguments.subcommand](**vars(options))
+            return command()
         except KeyboardInterrupt:
             say(console, "interrupted", "yellow")
             return INTERRUPTED
@@ -64,15 +94,34 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
 
 
+def _train(arguments: list[str]) -> int:
+    from memvit.training.cli import run  # Lightning and PyTorch, which no other command's help shall wait for
+
+    return run(arguments, stderr_console())
+
+
 def build_parser() -> ArgumentParser:
     """The parser of all subcommands."""
     description = "Recognise what happens in long videos, online, with a memory of what came before."
     parser = ArgumentParser(prog="memvit", description=description, version=memvit.__version__)
-    subcommands = parser.add_subcommands(required=True, dest="subcommand")
-    for name, function in COMMANDS.items():
-        documentation = parse_docstring(function.__doc__ or "")
-        subcommands.add_subcommand(name, _parser_of(function), help=documentation.short_description)
+    subcommands = _add_commands(parser, COMMANDS)
+    for name, summary in TRAINING_COMMANDS.items():
+        subcommands.add_subcommand(name, ArgumentParser(description=summary), help=summary)
     return parser
+
+
+def _add_commands(parser: ArgumentParser, commands: Mapping[str, Callable[..., int] | Group]) -> Any:
+    """Gives a parser its subcommands; returns what more can be added to."""
+    subcommands = parser.add_subcommands(required=True, dest="subcommand")
+    for name, command in commands.items():
+        if isinstance(command, Group):
+            group = ArgumentParser(description=command.summary)
+            subcommands.add_subcommand(name, group, help=command.summary)
+            _add_commands(group, command.commands)  # jsonargparse takes inner commands after the outer one only
+        else:
+            documentation = parse_docstring(command.__doc__ or "")
+            subcommands.add_subcommand(name, _parser_of(command), help=documentation.short_description)
+    return subcommands
 
 
 def _parser_of(function: Callable[..., int]) -> ArgumentParser:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from memvit.models.attention import LAYER_NORM_EPS, PoolingAttention
@@ -139,10 +140,14 @@ class MeMViT(HubModel):
 
     Args:
         config: what the model is.
+
+    Attributes:
+        activation_checkpointing: compute the blocks again in the backward pass instead of keeping what is inside them.
     """
 
     def __init__(self, config: MViTConfig) -> None:
         super().__init__(config)
+        self.activation_checkpointing = False
         plans = plan_blocks(config)
         dim = plans[-1].out_dim
         self.patch_embed = PatchEmbed(config)
@@ -296,7 +301,11 @@ class MeMViT(HubModel):
         slots = memory.slot_masks(self.config.memory)
         layers: dict[int, LayerMemory] = {}
         for block in self._trunk():
-            x, grid, remembered = block(x, grid, memory.layers.get(block.plan.index), slots)
+            inputs = x, grid, memory.layers.get(block.plan.index), slots
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x, grid, remembered = checkpoint(block, *inputs, use_reentrant=False)
+            else:
+                x, grid, remembered = block(*inputs)
             if remembered is not None:
                 layers[block.plan.index] = remembered
         return self.norm(x), grid, layers, memory, slots

@@ -1,0 +1,1 @@
+"""Metrics: how good predictions are, by the definitions of each benchmark."""

@@ -1,0 +1,336 @@
+"""The Lightning module: a model with memory that learns from streams of clips."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from memvit.datasets.clips import Batch
+from memvit.datasets.streams import draws
+from memvit.models.config import MViTConfig
+from memvit.models.heads import Logits
+from memvit.models.memory import Memory
+from memvit.models.memvit import MeMViT
+from memvit.training.checkpoints import SECTION, check_same
+from memvit.training.data import VideoData
+from memvit.training.evaluation import Evaluation
+from memvit.training.losses import items_of, labels_of, summed_loss
+from memvit.training.optimization import OptimizerOptions, build_optimizer, build_schedule, freeze
+from memvit.training.weights import WeightsReport, base_config, load_weights
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # of what a checkpoint holds beside Lightning's parts
+_FROM_DATA = ("num_classes", "task", "activation", "class_names")
+
+
+class VideoClassifier(LightningModule):
+    """Learns to classify clips, their token times, or boxes in them, reading each stream of clips with its memory.
+
+    The loss is normalised by the number of labelled items over all processes, per head, and the heads' means are added up;
+    so processes that share a batch compute the gradients that one would. A step in which nothing is labelled has gradients
+    of zero: weight decay and momentum act as in every other step, so that the schedule does not depend on labels.
+
+    Memory is kept apart for training, validation and test; that of the training is part of the checkpoint. Every step's
+    random numbers (dropout, stochastic depth) follow from the data's seed, the step and the process alone, so that a
+    training that was interrupted goes on as if it had not been.
+
+    Args:
+        name: a preset such as memvit_tiny (`memvit.list_models()`), or a directory that `save_pretrained` wrote, for its
+            config alone.
+        options: model options to change, as for `MViTConfig.replace`: {memory_length: 4, drop_path: 0.2}. Classes and
+            task come from the data.
+        weights: what to start from: a directory, .safetensors or .ckpt of ours, a .pyth of the authors', or a name
+            as of `memvit.create_model`; random weights where left out.
+        optimizer: how the weights are trained.
+        label_smoothing: share of the label that is spread over all classes.
+        activation_checkpointing: computes activations again in the backward pass instead of keeping them: less GPU memory,
+            more time, the same gradients.
+        compile: compiles the model with torch.compile: slow to start, then faster on a GPU.
+        predictions: CSV file that `memvit test` writes its predictions to.
+    """
+
+    def __init__(
+        self,
+        name: str = "memvit_tiny",
+        options: dict[str, Any] | None = None,
+        weights: str | None = None,
+        optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008 - frozen
+        label_smoothing: float = 0.0,
+        activation_checkpointing: bool = False,
+        compile: bool = False,
+        predictions: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"model.label_smoothing={label_smoothing} must be at least 0 and below 1")
+        given = [option for option in _FROM_DATA if option in (options or {})]
+        if given:
+            raise ValueError(f"model.options: {', '.join(given)} come from the data; leave them out")
+        # Attention among boxes exists for this task alone; whether it is the data's shows later.
+        task = {"task": "boxes"} if (options or {}).get("box_depth") else {}
+        self.base_config: MViTConfig = base_config(name).replace(**task, **(options or {}))
+        self.weights = weights
+        self.optimizer_options = optimizer
+        self.label_smoothing = label_smoothing
+        self.activation_checkpointing = activation_checkpointing
+        self.compile_network = compile
+        self.predictions = predictions
+        self.resumes = False  # weights come from a checkpoint
+        self.network: MeMViT | None = None
+        self.weights_report: WeightsReport | None = None
+        self.frozen: list[str] = []
+        self.failures: Counter[str] = Counter()
+        self.mean: Tensor
+        self.std: Tensor
+        self._memories: dict[str, Memory | None] = {}
+        self._saved_memory: dict[str, Tensor] | None = None
+
+    @property
+    def data(self) -> VideoData:
+        """The data module that training is fed by."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, VideoData):
+            raise ValueError(
+                "VideoClassifier needs a datamodule such as SegmentsData: trainer.fit(model, datamodule=...)"
+            )
+        return data
+
+    @property
+    def config(self) -> MViTConfig:
+        """The model's config, classes included.
+
+        Raises:
+            ValueError: the model cannot serve the data's task.
+        """
+        return self.config_for(self.data)
+
+    def config_for(self, data: VideoData) -> MViTConfig:
+        """The config with the classes and the task of a data module that is connected."""
+        dataset = data.reference()
+        return self.base_config.replace(
+            num_classes=tuple(len(names) for names in dataset.classes),
+            class_names=dataset.classes,
+            task=dataset.task,
+            activation="sigmoid" if dataset.multi_label else "softmax",
+        )
+
+    def configure_model(self) -> None:
+        """Builds the model once the data's classes are known; Lightning calls it, more than once."""
+        if self.network is not None:
+            return
+        config = self.config
+        network = MeMViT(config)
+        if config.head.task == "frames" and network.token_grid()[0] != config.num_times:
+            raise ValueError(
+                f"the model has {network.token_grid()[0]} token times a clip after pooling, and the task frames labels "
+                f"{config.num_times}; use q_strides that leave time alone"
+            )
+        if self.weights is not None and not self.resumes:
+            self.weights_report = load_weights(network, self.weights)
+        self.frozen = freeze(network, self.optimizer_options.freeze)
+        network.activation_checkpointing = self.activation_checkpointing
+        if self.compile_network:
+            network.compile()
+        self.network = network
+        multi_label = config.head.activation == "sigmoid"
+        self.val_evaluation = Evaluation(config.head.num_classes, multi_label)
+        self.test_evaluation = Evaluation(config.head.num_classes, multi_label)
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1, 1), persistent=False)
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser, and its schedule by steps."""
+        assert self.network is not None
+        self.trainer.fit_loop.setup_data()  # with max_steps, batches are not counted otherwise
+        total_steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total_steps):
+            raise ValueError("the schedule needs to know its end: give --trainer.max_epochs or --trainer.max_steps")
+        optimizer = build_optimizer(self.network, self.optimizer_options)
+        steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        schedule = build_schedule(optimizer, self.optimizer_options, steps_per_epoch, int(total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def forward(self, batch: Batch, role: str) -> Logits:
+        """The logits of a batch of streams; their memory is kept under a role ("train", "val", "test")."""
+        assert self.network is not None
+        clips = (batch.clips.float() / 255 - self.mean) / self.std
+        memory = self._memory_for(role, clips).forget(batch.starts)
+        logits, self._memories[role] = self.network(clips, memory, boxes=batch.boxes)
+        return logits
+
+    def _memory_for(self, role: str, clips: Tensor) -> Memory:
+        assert self.network is not None
+        memory = self._memories.get(role)
+        size = (clips.shape[2], clips.shape[3], clips.shape[4])
+        if memory is not None and len(memory) == len(clips) and memory.clip_grid == self.network.patch_embed.grid(size):
+            return memory
+        memory = self.network.new_memory(len(clips), *size)
+        if role == "train" and self._saved_memory is not None:
+            memory.load_state_dict(self._saved_memory)
+            self._saved_memory = None
+        return memory
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Makes the step's random numbers independent of everything before it."""
+        key = (self.data.seed, batch.epoch, batch.step, self.global_rank)
+        torch.manual_seed(int(draws("training step", *key).integers(2**63)))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one clip of every stream."""
+        self._note_failures(batch)
+        logits = self(batch, "train")
+        sums = [
+            summed_loss(scores, labels, self.label_smoothing) for scores, labels in items_of(logits, labels_of(batch))
+        ]
+        local = torch.stack([*(loss.detach() for loss, _ in sums), *(count.float() for _, count in sums)])
+        losses, counts = self._sum_over_processes(local).chunk(2)
+        counts = counts.clamp(min=1)
+        mean = (losses / counts).sum()
+        if not torch.isfinite(mean):
+            raise ValueError(self._where_it_broke(batch, local))
+        self.log("train/loss", mean, prog_bar=True, batch_size=len(batch))
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[-1]["lr"], batch_size=len(batch))
+        self.data.trained(batch, self.trainer.num_training_batches)
+        # Gradients are averaged over processes: times their number makes that a sum.
+        total = sum(loss / count for (loss, _), count in zip(sums, counts, strict=True))
+        return total * self.trainer.world_size
+
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        summed = self.trainer.strategy.reduce(values.clone(), reduce_op="sum")
+        assert isinstance(summed, Tensor)
+        return summed
+
+    def _where_it_broke(self, batch: Batch, local: Tensor) -> str:
+        """What to tell of a loss that is no number; every process gets here at once."""
+        clips = [f"{name} at {start:.2f} s" for name, start in zip(batch.videos, batch.start_s, strict=True) if name]
+        mine = clips if not torch.isfinite(local).all() else []
+        everyone: list[list[str]] = [mine]
+        if self.trainer.world_size > 1:
+            everyone = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(everyone, mine)
+        shown = ", ".join(clip for clips in everyone for clip in clips)
+        return (
+            f"the loss is not a number at epoch {batch.epoch}, step {batch.step} (clips: {shown}); lower --optimizer.lr, "
+            "clip gradients with --trainer.gradient_clip_val, use bf16-mixed instead of 16-mixed, or look at those clips"
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts with empty memories."""
+        self._begin("val", self.val_evaluation)
+
+    def on_test_epoch_start(self) -> None:
+        """Starts with empty memories."""
+        self._begin("test", self.test_evaluation)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Counts one clip of every stream."""
+        self._evaluate(batch, "val", self.val_evaluation)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        """Counts one clip of every stream; returns logits and labels per head as `items`."""
+        return {"items": self._evaluate(batch, "test", self.test_evaluation)}
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs what was counted."""
+        self._end("val", self.val_evaluation)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs what was counted."""
+        self._end("test", self.test_evaluation)
+
+    def _begin(self, role: str, evaluation: Evaluation) -> None:
+        self._memories[role] = None
+        evaluation.reset()
+
+    def _evaluate(self, batch: Batch, role: str, evaluation: Evaluation) -> list[tuple[Tensor, Tensor]]:
+        self._note_failures(batch)
+        items = items_of(self(batch, role), labels_of(batch))
+        evaluation.update(items)
+        return items
+
+    def _end(self, role: str, evaluation: Evaluation) -> None:
+        self.log_dict({f"{role}/{name}": value for name, value in evaluation.compute().items()})
+        self._memories[role] = None
+
+    def _note_failures(self, batch: Batch) -> None:
+        for video, why in batch.failures:
+            if not self.failures[video]:
+                logger.warning("%s cannot be read and is left out: %s", video, why)
+            self.failures[video] += 1
+
+    def identity(self, data: VideoData, world_size: int, accumulate: int) -> dict[str, Any]:
+        """What a training must have in common with the one that it continues.
+
+        Args:
+            data: connected.
+            world_size: processes.
+            accumulate: batches per optimiser step.
+        """
+        options = self.optimizer_options
+        return {
+            "model": self.config_for(data).to_dict(),
+            "data": data.identity(),
+            "optimizer": {"name": options.name, "layer_decay": options.layer_decay, "freeze": tuple(options.freeze)},
+            "trainer": {"world_size": world_size, "accumulate_grad_batches": accumulate},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the training is and every process's memory; all processes come here."""
+        memory = self._memories.get("train")
+        mine = None if memory is None else {name: tensor.cpu() for name, tensor in memory.state_dict().items()}
+        everyone: list[Any] = [mine]
+        if self.trainer.world_size > 1:
+            everyone = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(everyone, mine)
+        checkpoint[SECTION] = {
+            "format": FORMAT,
+            "identity": self.identity(self.data, self.trainer.world_size, self.trainer.accumulate_grad_batches),
+            "memory": everyone,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checks that the checkpoint is of this training and takes over this process's memory.
+
+        Raises:
+            ValueError: it is of another training, or of another model.
+        """
+        saved = checkpoint[SECTION]
+        if self.trainer.state.fn != "fit":
+            check_same(
+                {"model": shape_of(saved["identity"]["model"])},
+                {"model": shape_of(self.config.to_dict())},
+                "the checkpoint",
+            )
+            return
+        current = self.identity(self.data, self.trainer.world_size, self.trainer.accumulate_grad_batches)
+        check_same(saved["identity"], current, "the checkpoint")
+        self._saved_memory = saved["memory"][self.global_rank]
+
+    def save_network(self, directory: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Writes the model as a directory for `memvit.create_model` and `memvit predict`.
+
+        Args:
+            directory: made where missing.
+            state: this module's state dict in a checkpoint; the weights as they are now where left out.
+        """
+        assert self.network is not None
+        network = MeMViT(self.network.config)
+        prefix = "network."
+        source = self.state_dict() if state is None else state
+        network.load_state_dict({n.removeprefix(prefix): t for n, t in source.items() if n.startswith(prefix)})
+        network.save_pretrained(directory)
+
+
+def shape_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A model config without what does not matter once it is trained: the rates of dropout."""
+    kept = {name: value for name, value in config.items() if not name.endswith(("dropout", "drop_path"))}
+    return {name: shape_of(value) if isinstance(value, Mapping) else value for name, value in kept.items()}

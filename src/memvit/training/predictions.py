@@ -1,0 +1,170 @@
+"""The predictions of a test as a CSV file, and the table of what was measured."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from memvit.commands.terminal import say, stdout_console
+from memvit.datasets.clips import Batch
+from memvit.models.hub import make_directory
+from memvit.training.losses import is_labelled
+from memvit.training.module import VideoClassifier
+from memvit.training.report import report_failures
+
+
+class Predictions(Callback):
+    """Prints what a validation or test measured, and writes a test's predictions.
+
+    The file has a row per labelled or unlabelled item: `video,start_s,end_s`, for boxes `x1,y1,x2,y2` (fractions of the
+    clip's width and height), then `label,predicted,score` for each head, numbered from 1 where there are several. With
+    several classes at a time `label` joins them with "|" and `predicted` is the likeliest.
+
+    Args:
+        path: the CSV file; None: none.
+        console: where to tell what was written.
+    """
+
+    def __init__(self, path: str | None, console: Console) -> None:
+        self.path = None if path is None else Path(path)
+        self.console = console
+        self._rows: list[list[Any]] = []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds out now, not after hours, whether the file can be written."""
+        self._rows = []
+        if self.path is not None:
+            make_directory(self.path.parent)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps a batch's predictions."""
+        if self.path is not None:
+            assert isinstance(pl_module, VideoClassifier)
+            self._rows += prediction_rows(batch, outputs["items"], pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the predictions of all processes, by video and time."""
+        if self.path is None:
+            return
+        everyone: list[list[list[Any]]] = [self._rows]
+        if trainer.world_size > 1:
+            everyone = [[] for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(everyone, self._rows)
+        if not trainer.is_global_zero:
+            return
+        rows = sorted((row for rows in everyone for row in rows), key=lambda row: row[:2])
+        assert isinstance(pl_module, VideoClassifier)
+        with self.path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(column_names(pl_module))
+            writer.writerows(rows)
+        say(self.console, f"{len(rows)} predictions: {self.path}")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints the table."""
+        self._print(trainer, pl_module, "test")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints the table."""
+        self._print(trainer, pl_module, "val")
+
+    def _print(self, trainer: Trainer, pl_module: LightningModule, role: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, VideoClassifier)
+        table = Table("metric", "value")
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith(f"{role}/"):
+                unit = "" if name == f"{role}/loss" else " %"
+                table.add_row(name.removeprefix(f"{role}/"), f"{float(value):.4g}{unit}")
+        stdout_console().print(table)
+        report_failures(pl_module, self.console)
+
+
+def column_names(module: VideoClassifier) -> list[str]:
+    """The columns of a file of predictions."""
+    head = module.config.head
+    boxes = ["x1", "y1", "x2", "y2"] if head.task == "boxes" else []
+    suffixes = [""] if len(head.num_classes) == 1 else [f"_{number + 1}" for number in range(len(head.num_classes))]
+    return [
+        "video",
+        "start_s",
+        "end_s",
+        *boxes,
+        *(f"{n}{s}" for s in suffixes for n in ("label", "predicted", "score")),
+    ]
+
+
+def prediction_rows(batch: Batch, items: Sequence[tuple[Tensor, Tensor]], module: VideoClassifier) -> list[list[Any]]:
+    """A batch's rows: one per clip, token time or box that is no filler.
+
+    Args:
+        batch: the clips.
+        items: per head, logits (items, classes) and labels, as `test_step` returns them.
+        module: the model's.
+    """
+    config = module.config
+    places = _places(batch, module)
+    columns = [
+        _answers(logits, labels, names, config.head.activation)
+        for (logits, labels), names in zip(items, config.head.class_names, strict=True)
+    ]
+    return [
+        [*place, *(value for column in columns for value in column[index])]
+        for index, place in enumerate(places)
+        if place is not None
+    ]
+
+
+def _places(batch: Batch, module: VideoClassifier) -> list[list[Any] | None]:
+    """Where every item is; None for filler."""
+    config = module.config
+    height, width = batch.clips.shape[-2:]
+    places: list[list[Any] | None] = []
+    for index, (video, start_s) in enumerate(zip(batch.videos, batch.start_s, strict=True)):
+        present = bool(batch.present[index])
+        num_parts = config.num_times if config.head.task == "frames" else 1
+        length_s = config.clip_duration_s / num_parts
+        spans = [(round(start_s + i * length_s, 4), round(start_s + (i + 1) * length_s, 4)) for i in range(num_parts)]
+        if batch.boxes is not None:
+            fractions = (batch.boxes[index].cpu() / torch.tensor([width, height, width, height])).tolist()
+            parts = [[video, *spans[0], *(round(value, 4) for value in box)] for box in fractions]
+        else:
+            parts = [[video, *span] for span in spans]
+        places += [part if present else None for part in parts]
+    return places
+
+
+def _answers(logits: Tensor, labels: Tensor, names: Sequence[str], activation: str) -> list[list[Any]]:
+    """Per item: label, predicted class, score."""
+    scores = logits.float().sigmoid() if activation == "sigmoid" else logits.float().softmax(dim=-1)
+    best = scores.max(dim=-1)
+    answers = []
+    for known, label, index, score in zip(
+        is_labelled(labels).tolist(), labels.tolist(), best.indices.tolist(), best.values.tolist(), strict=True
+    ):
+        if not known:
+            text = ""
+        elif isinstance(label, list):
+            text = "|".join(name for name, value in zip(names, label, strict=True) if value > 0.5)
+        else:
+            text = names[label]
+        answers.append([text, names[index], f"{score:.6g}"])
+    return answers
