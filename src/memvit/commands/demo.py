@@ -1,50 +1,81 @@
-"""`memvit demo`: a generated video, recognised, to see what comes out."""
+"""`memvit demo`: a shell game, watched by a model that remembers and one that does not."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+
 from memvit.commands.terminal import say, stderr_console, stdout_console
 
-MODEL = "memvit_tiny"
+SIZE, FPS = 320, 24.0
 
 
-def demo(*, out: str = "demo-output", seed: int = 0, duration: float = 64.0) -> int:
-    """Make a sample video, recognise it online with a small model, and draw the results.
+def demo(*, out: str = "demo-output", seed: int | None = None, duration: int = 64) -> int:
+    """Play a shell game and let two small trained models follow the ball, one with memory and one without.
 
-    The model is not trained, so that nothing has to be downloaded: the demo shows what results look like, not how good
-    they are.
+    The game is made up on the spot. Both models come with the package, were trained alike on other games, and see it clip by
+    clip; once the ball is under a cup, only memory can tell which. Prints how often each was right and writes the game, the
+    annotated game, a timeline and a picture.
 
     Args:
-        out: folder for the video and its results.
-        seed: chooses the video and the random weights.
-        duration: length of the video, seconds.
+        out: folder for the results.
+        seed: chooses the game; another one every time where left out.
+        duration: of the game, whole seconds, 4 or more.
     """
-    import torch
+    import secrets
+    import time
 
-    import memvit
-    from memvit.commands.batch import Batch, Reading
-    from memvit.commands.models import ChosenModel
+    from rich.table import Table
+
+    from memvit.demo.drawing import CHANCE, draw_overlay, draw_picture, draw_timeline
+    from memvit.demo.shell_game import accuracy, load_models, record_game, watch
     from memvit.models.hub import make_directory
-    from memvit.online.results import UNTRAINED_NOTICE, read_summary
-    from memvit.video.sample import make_sample_video
 
-    root, console = make_directory(out), stderr_console()
-    video = root / "sample.mp4"
-    say(console, f"making {video} ({duration:g} s)")
-    acts = make_sample_video(video, duration_s=duration, seed=seed)
-    names = tuple(sorted({name for _, _, name in acts}))
-    torch.manual_seed(seed)
-    model = memvit.create_model(MODEL, num_classes=len(names), class_names=(names,)).eval()
-    chosen = ChosenModel(model, MODEL, untrained=True)
-    code = Batch(console).run(
-        [str(video)], root, Reading(), chosen, lambda: memvit.OnlineRecognizer(model), overlay=True
-    )
-    if code:
-        return code
-    result = read_summary(root / video.stem)
-    stdout = stdout_console()
-    paths = [video, *(root / video.stem / file for file in result.files)]
-    kinds = ("video", "predictions", "as a table", "timeline", "overlay", "summary")
-    for kind, path in zip(kinds, paths, strict=True):
-        stdout.print(f"{kind:<12} {path}", markup=False, soft_wrap=True)
-    say(stdout, f"{MODEL} is untrained: {UNTRAINED_NOTICE}", "bold yellow")
+    if duration < 4:
+        raise ValueError(f"--duration {duration}: a game takes 4 seconds or more")
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    root, console, stdout = make_directory(out), stderr_console(), stdout_console()
+    say(console, f"making up a game of {duration} s (--seed {seed})")
+    video, scene = record_game(root, seed=seed, duration_s=duration, size=SIZE, fps=FPS)
+    models = load_models()
+    began_s = time.monotonic()
+    with _progress("watching") as show:
+        turns = watch(root, scene, models, lambda done, total: show(done / total))
+    watched_s = time.monotonic() - began_s
+    overlay, timeline, picture = root / "overlay.mp4", root / "timeline.png", root / "picture.png"
+    with _progress("drawing") as show:
+        draw_overlay(video, turns, overlay, lambda time_s: show(time_s / duration))
+    draw_timeline(turns, timeline)
+    draw_picture(video, turns, picture)
+
+    table = Table(title="Which cup holds the ball, while it cannot be seen?")
+    for heading in ("model", "right", "accuracy"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    scores = {}
+    for name in models:
+        right, total = accuracy(turns, name)
+        scores[name] = right / total if total else None
+        table.add_row(name, f"{right} of {total}", f"{right / total:.1%}" if total else "-")
+    table.add_row("chance", "", f"{CHANCE:.1%}")
+    stdout.print(table)
+    summary = {"seed": seed, "duration_s": duration, "accuracy": scores}
+    (root / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    say(stdout, f"both models watched {duration} s in {watched_s:.1f} s ({duration / watched_s:.0f}x real time)")
+    for kind, path in (("game", video), ("annotated", overlay), ("timeline", timeline), ("picture", picture)):
+        stdout.print(f"{kind:<10} {path}", markup=False, soft_wrap=True)
     return 0
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[Callable[[float], None]]:
+    """A bar for a share done, from 0 to 1; nothing where nobody watches."""
+    console = stderr_console()
+    if not console.is_terminal:
+        yield lambda share: None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda share: bar.update(task, completed=share)
