@@ -10,21 +10,25 @@ from memvit.cli import main
 from memvit.models.zoo import list_models
 from memvit.video.sample import make_sample_video
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = README + (ROOT / "docs" / "training.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
     shlex.split(line, comments=True)
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("memvit ")
+    for block in re.findall(r"```sh\n(.*?)```", PAGES, re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith(("memvit ", "torchrun "))
 ]
+# `torchrun ... -m memvit fit` is `memvit fit`, started otherwise.
+COMMANDS = [command[command.index("memvit") :] for command in COMMANDS]
+TRAINING = ("fit", "validate", "test")
 
 
 @pytest.mark.parametrize("code", [code for code in PYTHON if "pretrained=True" not in code])
 def test_python_examples_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("demo-output").mkdir()
-    make_sample_video("demo-output/sample.mp4", duration_s=3)
+    make_sample_video("video.mp4", duration_s=3)
     exec(compile(code, "README.md", "exec"), {})
 
 
@@ -34,14 +38,39 @@ def test_examples_that_download_at_least_compile() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[1])
-def test_commands_have_the_options_shown(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_have_the_options_shown(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    if command[1] in TRAINING:  # these parse their options whatever follows
+        with pytest.raises(SystemExit) as stopped:
+            main([*command[1:], "--print_config"])
+        assert stopped.value.code == 0
+        return
     with pytest.raises(SystemExit) as stopped:
-        main([command[1], "--help"])
+        main([*command[1 : 3 if command[1] == "data" else 2], "--help"])
     assert stopped.value.code == 0
     help_text = capsys.readouterr().out
     for word in command[2:]:
         if word.startswith("--"):
             assert word in help_text
+
+
+def test_the_training_that_is_shown_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's lines as they are, with fewer videos and steps."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    shown = re.search(r"```sh\n(memvit data make.*?)```", README, re.DOTALL)
+    assert shown is not None
+    shorter = {
+        "data": ["--videos", "40", "--eval_videos", "4"],
+        "fit": ["--trainer.max_steps", "3", "--trainer.val_check_interval", "3"],
+    }
+    for line in shown[1].splitlines():
+        words = shlex.split(line, comments=True)[1:]
+        assert main([*words, *shorter.get(words[0], [])]) == 0
+    assert Path("predictions/test_00000/predictions.csv").is_file()
+    assert Path("runs/recall/version_0/curves.png").is_file()
 
 
 def test_every_model_is_named() -> None:
@@ -51,6 +80,6 @@ def test_every_model_is_named() -> None:
 
 def test_pictures_are_there() -> None:
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
-    assert len(pictures) == 2
+    assert len(pictures) == 3
     for picture in pictures:
-        assert (Path(__file__).parent.parent / picture).is_file()
+        assert (ROOT / picture).is_file()

@@ -29,7 +29,7 @@ from memvit.models.zoo import create_model
 
 LENGTHS = (1, 2, 4, 8, 16, 32)
 WAYS = ("pipelined", "joint")
-NUM_ROUNDS = 3
+NUM_ROUNDS = 2
 NUM_STEPS = 4
 
 
