@@ -157,7 +157,7 @@ class Workshop:
         arguments += ["--seed_everything", str(training.seed), "--trainer.enable_progress_bar", "false"]
         arguments += ["--run.name", training.name, "--run.directory", str(self.root / "runs"), "--ckpt_path", "last"]
         for name, value in training.options.items():
-            arguments += [f"--model.options.{name}", json.dumps(value)]
+            arguments += [f"--model.options.{name}", value if isinstance(value, str) else json.dumps(value)]
         if training.start is not None:
             arguments += ["--model.weights", str(self._model(training.start))]
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
