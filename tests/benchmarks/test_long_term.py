@@ -64,8 +64,10 @@ def test_anticipation_is_asked_once_before_every_step_that_follows_from_what_was
             linear.weight.zero_()
             linear.bias.copy_(torch.eye(4)[best])
     rows = [row for hits in anticipation_by_delay(model, root).values() for row in hits]
-    asked = [line.split(",")[3:] for line in (root / "test.csv").read_text().splitlines()[1:] if ",take," not in line]
-    assert len(rows) == len(asked)
+    steps = [line.split(",")[1:] for line in (root / "test.csv").read_text().splitlines()[1:] if ",take," not in line]
+    # A step that the end of the video cuts off may be over a second after the last token time (two frames) before it.
+    asked = [(verb, noun) for start_s, end_s, verb, noun in steps if float(end_s) - float(start_s) >= 1]
+    assert len(rows) == len(asked) < len(steps)
     assert sum(verb for verb, _ in rows) == sum(verb == "cut" for verb, _ in asked)
     assert sum(noun for _, noun in rows) == sum(noun == "tomato" for _, noun in asked)
 

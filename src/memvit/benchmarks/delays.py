@@ -78,8 +78,9 @@ def hits_by_delay(model: MeMViT, task: str, root: Path) -> dict[int, list[tuple[
 def anticipation_by_delay(model: MeMViT, root: Path, ahead_s: float = 1.0) -> dict[int, list[tuple[bool, ...]]]:
     """The same for a model that says, at every token time, what goes on `ahead_s` later in a recipe.
 
-    Asked about every step that follows from what was taken, once, `ahead_s` before it begins: the newest token time until
-    then answers.
+    Asked about every step that follows from what was taken, once: the last token time that ends before the step begins
+    answers. Nothing is seen of the step then, and `ahead_s` later, for certain, it is what goes on: earlier nobody could
+    tell when the step before it will end.
     """
     config = model.eval().config
     timing = ClipTiming(config.num_frames, config.frame_period_s, config.clip_duration_s, config.num_times)
@@ -115,14 +116,16 @@ def _steps_right(
     taken_s = 0.0
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
-            asked_s = float(row["start_s"]) - ahead_s
+            start_s, end_s = float(row["start_s"]), float(row["end_s"])
             if row["verb"] == "take":
-                taken_s = float(row["end_s"])
+                taken_s = end_s
                 continue
-            answer = [classes for time_s, classes in answers[row["video"]] if time_s <= asked_s + 1e-6][-1]
+            time_s, answer = [asked for asked in answers[row["video"]] if asked[0] < start_s][-1]
+            if time_s + ahead_s >= end_s:  # the video is over by then
+                continue
             truth = (row["verb"], row["noun"])
             right = tuple(names[h][answer[h]] == truth[h] for h in range(len(truth)))
-            hits[max(0, int(float(row["start_s"]) - taken_s))].append(right)
+            hits[max(0, int(start_s - taken_s))].append(right)
     return dict(hits)
 
 

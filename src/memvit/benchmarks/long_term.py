@@ -200,11 +200,15 @@ class Workshop:
         part.replace(path)
         return result
 
+    def models(self, name: str) -> list[Path]:
+        """The models that a training has left here, oldest first."""
+        return sorted((self.root / "runs" / name).glob("version_*/model"))
+
     def _model(self, name: str) -> Path:
-        runs = sorted((self.root / "runs" / name).glob("version_*/model"))
-        if not runs:
+        models = self.models(name)
+        if not models:
             raise RuntimeError(f"there is no model of {name} in {self.root / 'runs'}: train it first")
-        return runs[-1]
+        return models[-1]
 
 
 def run(workshop: Workshop, groups: Sequence[str], only: Sequence[str], jobs: int, console: Console) -> int:
@@ -216,6 +220,9 @@ def run(workshop: Workshop, groups: Sequence[str], only: Sequence[str], jobs: in
     wanted = [t for t in trainings() if set(groups) & set(t.groups) and (not only or t.name in only or t.task in only)]
     missing = [t for t in wanted if not workshop.result(t).exists()]
     console.print(f"{len(wanted)} trainings, {len(wanted) - len(missing)} of them done")
+    # A result outlives the work folder; who starts from a training needs its weights as well.
+    starts = {t.start for t in missing if t.start is not None and not workshop.models(t.start)}
+    missing += [t for t in trainings() if t.name in starts and t not in missing]
     if not missing:
         return 0
     workshop.make_data(sorted({t.task for t in missing}), console, jobs)
