@@ -18,6 +18,8 @@ from memvit.commands.convert import convert
 from memvit.commands.cost import cost
 from memvit.commands.data import check, make
 from memvit.commands.demo import demo
+from memvit.commands.detect import detect
+from memvit.commands.evaluate import ava
 from memvit.commands.info import info
 from memvit.commands.predict import predict
 from memvit.commands.terminal import log_to, reason, say, stderr_console
@@ -35,11 +37,13 @@ class Group:
 
 COMMANDS: dict[str, Callable[..., int] | Group] = {
     "predict": predict,
+    "detect": detect,
     "info": info,
     "cost": cost,
     "convert": convert,
     "demo": demo,
     "data": Group("Check your annotated videos, or make some to try things with.", {"check": check, "make": make}),
+    "evaluate": Group("Measure predictions in files, by the definitions of a benchmark.", {"ava": ava}),
 }
 
 # Lightning makes their parsers, in memvit.training.cli.
@@ -142,7 +146,8 @@ def _parser_of(function: Callable[..., int]) -> ArgumentParser:
         if parameter.kind is not parameter.KEYWORD_ONLY:
             optional = {} if parameter.default is parameter.empty else {"nargs": "?", "default": parameter.default}
             options |= {"type": item or hints[name], **({"nargs": "+"} if item else optional)}
-            parser.add_argument(name, metavar=name.removesuffix("s").upper(), **options)
+            metavar = name.removesuffix("s") if item else name
+            parser.add_argument(name, metavar=metavar.upper(), **options)
         elif hints[name] is bool:
             parser.add_argument(f"--{name}", action="store_true", **options)
         elif item is not None:

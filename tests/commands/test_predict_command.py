@@ -13,8 +13,8 @@ import torch
 import memvit
 from commands.conftest import Run
 from memvit.commands.terminal import progress_bar
-from memvit.online.predict import Progress
 from memvit.online.results import read_predictions, read_summary
+from memvit.online.runs import Progress
 from tiny_models import small_model
 from video.encode import write_video
 
@@ -153,7 +153,7 @@ def test_several_heads_are_named_by_their_labels_files(run: Run) -> None:
         (("--out", "few.txt"), "few.txt cannot be a directory"),
         (("--out", "few.txt/out"), "few.txt/out cannot be a directory"),
         (("--model", "memvit_tinny"), "did you mean memvit_tiny"),
-        (("--model", "memvit_16x4_ava"), "classifies boxes"),
+        (("--model", "memvit_16x4_ava"), "classifies boxes, which someone must find: use memvit detect"),
         (("--config", "x.yaml"), "--config x.yaml and --model data/model name two models"),
         (("--checkpoint", "x.pyth"), "data/model has its own weights"),
         (("--topk", "0"), "--topk 0"),

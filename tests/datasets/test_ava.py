@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from counted_videos import write
 
-from memvit.datasets.ava import AvaDataset, read_label_map
+from memvit.datasets.ava import AvaDataset
 from memvit.datasets.clips import IGNORED, ClipTiming
+from memvit.datasets.label_maps import read_label_map
 from memvit.datasets.loader import StreamLoader
 
 TIMING = ClipTiming(num_frames=4, period_s=0.5, stride_s=2.0, num_times=2)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from counted_videos import write
 
-from memvit.datasets.ava import read_boxes
+from memvit.datasets.ava_boxes import read_boxes
 from memvit.datasets.check import Report, check_annotations
 from memvit.datasets.clips import ClipTiming
 from memvit.datasets.segments import SegmentsDataset, read_segments

@@ -11,7 +11,6 @@ import pytest
 from counted_videos import picture, write
 from PIL import Image
 
-from memvit.datasets.annotations import measure
 from memvit.datasets.clips import IGNORED, ClipTiming
 from memvit.datasets.loader import StreamLoader
 from memvit.datasets.segments import SegmentsDataset, count_clips
@@ -323,7 +322,10 @@ def test_a_duration_that_no_header_tells_is_found_by_decoding(tmp_path: Path, vi
             if packet.size:
                 packet.stream = stream
                 target.mux(packet)
-    assert measure([raw])[raw] == pytest.approx(48 / 25, abs=0.1)  # such a file tells no rate: 25 a second
+    csv = tmp_path / "train.csv"
+    csv.write_text(HEADER + "raw.h264,0,1,x\n")
+    (video,) = SegmentsDataset(csv, tmp_path, TIMING).videos
+    assert video.duration_s == pytest.approx(48 / 25, abs=0.1)  # such a file tells no rate: 25 a second
 
 
 def test_the_loader_feeds_what_the_data_set_says(csv: Path, videos: Path) -> None:

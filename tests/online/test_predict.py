@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from memvit import OnlineRecognizer
-from memvit.online.predict import Progress, draw_overlay, predict_video
+from memvit.online.predict import draw_overlay, predict_video
 from memvit.online.results import read_predictions, read_summary
+from memvit.online.runs import Progress
 from memvit.video import VideoError, open_video
 from memvit.video.live import LiveSource
 from tiny_models import small_model

@@ -14,12 +14,14 @@ from rich.table import Table
 from memvit.commands.inputs import expand, result_names
 from memvit.commands.models import ChosenModel
 from memvit.commands.terminal import progress_bar, reason, say, stdout_console
-from memvit.online.predict import VideoSource, predict_video
-from memvit.online.recognizer import OnlineRecognizer
 from memvit.online.results import UNTRAINED_NOTICE, VideoResult, read_summary
+from memvit.online.runs import OnProgress, VideoSource
 from memvit.video import LiveSource, is_live, open_video, without_password
 
 logger = logging.getLogger(__name__)
+
+Recognise = Callable[[str, VideoSource, Path, OnProgress], VideoResult]
+"""Recognises a video: how it is named on the command line, what was opened, the folder for its results."""
 
 INTERRUPTED = 130
 
@@ -33,7 +35,6 @@ class Reading:
     image_fps: float = 30.0
     drop: Literal["oldest", "none"] = "oldest"
     max_attempts: int = 5
-    max_duration_s: float | None = None
 
     def open(self, source: str) -> VideoSource:
         """Opens a video.
@@ -75,11 +76,7 @@ class Batch:
         root: Path,
         reading: Reading,
         chosen: ChosenModel,
-        new_recognizer: Callable[[], OnlineRecognizer],
-        head_names: Sequence[str] | None = None,
-        *,
-        topk: int = 5,
-        overlay: bool = False,
+        recognise: Recognise,
     ) -> int:
         """Recognises the videos, results in one folder each under `root`; returns the exit code."""
         for number, (source, name) in enumerate(zip(sources, result_names(sources), strict=True), start=1):
@@ -89,21 +86,7 @@ class Batch:
                     raise ValueError(f"the results of {source} would go among its images: choose another --out")
                 with reading.open(source) as video, progress_bar(self.console, name) as show:
                     self._warn_if_untrained(chosen)
-                    recognizer = new_recognizer()
-                    if isinstance(video, LiveSource):  # one that was away begins a new clip
-                        recognizer.max_gap_s = recognizer.grid.num_frames * recognizer.grid.period_s
-                    result = predict_video(
-                        recognizer,
-                        video,
-                        folder,
-                        topk=topk,
-                        overlay=overlay,
-                        max_duration_s=reading.max_duration_s,
-                        head_names=head_names,
-                        model_name=chosen.name,
-                        untrained=chosen.untrained,
-                        on_progress=show,
-                    )
+                    result = recognise(source, video, folder, show)
             except KeyboardInterrupt:
                 return self._interrupted(folder, len(sources) - number)
             except Exception as error:
@@ -157,17 +140,20 @@ class Batch:
         table = Table(caption=caption, caption_style="bold yellow", caption_justify="left")
         table.add_column("video", overflow="fold")
         table.add_column("status")
-        for heading in ("clips", "duration", "speed"):
+        find_persons = any(result.num_persons is not None for result in self.results)
+        for heading in ("clips", *(["people"] if find_persons else []), "duration", "speed"):
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("top class", overflow="fold")
         table.add_column("results", overflow="fold")
         for result in self.results:
             notes = [f"{result.dropped_frames:,} frames dropped"] if result.dropped_frames else []
             notes += [f"{result.reconnects} reconnections"] if result.reconnects else []
+            notes += ["nobody was found"] if result.num_persons == 0 else []
             table.add_row(
                 _plain(result.video),
                 ", ".join([result.status, *notes]),
                 f"{result.num_clips:,}",
+                *([f"{result.num_persons or 0:,}"] if find_persons else []),
                 f"{result.duration_s:,.1f} s",
                 f"{result.speed:,.1f}x real time",
                 _plain(", ".join(result.top)),

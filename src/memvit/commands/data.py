@@ -41,8 +41,9 @@ def check(
     """
     from memvit.commands.data_report import print_report
     from memvit.datasets.annotations import VideoFolder
-    from memvit.datasets.ava import read_boxes, read_label_map
+    from memvit.datasets.ava_boxes import read_boxes
     from memvit.datasets.check import check_annotations
+    from memvit.datasets.label_maps import read_label_map
     from memvit.datasets.segments import read_segments
 
     VideoFolder(videos)  # a wrong folder is wrong for every file

@@ -60,9 +60,15 @@ def predict(
         max_duration: stop live sources after so many seconds.
         max_attempts: give up on a live source after so many failed connections in a row. 0: its first end is its end.
     """
+    from pathlib import Path
+
     from memvit.commands.batch import Batch, Reading
     from memvit.models.hub import make_directory
     from memvit.online import OnlineRecognizer
+    from memvit.online.predict import predict_video
+    from memvit.online.results import VideoResult
+    from memvit.online.runs import OnProgress, VideoSource
+    from memvit.video import LiveSource
     from memvit.video.errors import check_range
 
     batch = Batch(stderr_console())
@@ -83,6 +89,22 @@ def predict(
     def new_recognizer() -> OnlineRecognizer:
         return OnlineRecognizer(chosen.model, fps, sampling_rate, stride, dtype=number_format)
 
+    def recognise(_: str, video: VideoSource, folder: Path, show: OnProgress) -> VideoResult:
+        recognizer = new_recognizer()
+        if isinstance(video, LiveSource):  # one that was away begins a new clip
+            recognizer.max_gap_s = recognizer.grid.num_frames * recognizer.grid.period_s
+        return predict_video(
+            recognizer,
+            video,
+            folder,
+            topk=topk,
+            overlay=overlay,
+            max_duration_s=max_duration,
+            head_names=head_names,
+            model_name=chosen.name,
+            untrained=chosen.untrained,
+            on_progress=show,
+        )
+
     new_recognizer()  # a wrong rate, or a model of boxes, is wrong for every video
-    reading = Reading(start, end, image_fps, drop, max_attempts, max_duration)
-    return batch.run(sources, root, reading, chosen, new_recognizer, head_names, topk=topk, overlay=overlay)
+    return batch.run(sources, root, Reading(start, end, image_fps, drop, max_attempts), chosen, recognise)

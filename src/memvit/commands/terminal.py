@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from memvit.online.predict import Progress
+    from memvit.online.runs import Progress
 
 PLAIN_WIDTH = 160  # of tables in files and pipes
 

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,7 +19,7 @@ import av
 
 from memvit.datasets.clips import Video
 from memvit.video import VIDEO_SUFFIXES, VideoReader
-from memvit.video.images import IMAGE_SUFFIXES, ImageFolderReader
+from memvit.video.images import IMAGE_SUFFIXES, ImageFolderReader, NumberedImages
 from memvit.video.reader import DEFAULT_FPS
 
 logger = logging.getLogger(__name__)
@@ -103,6 +103,10 @@ class VideoFolder:
             )
         return found[0] if found else None
 
+    def images(self, path: Path) -> NumberedImages | None:
+        """Which images of a folder that was found are which frames; ``None``: they are counted, or it is a file."""
+        return None
+
     def files(self) -> list[Path]:
         """All video files, those in subfolders included, by name."""
         return sorted(path for path in self.path.rglob("*") if _is_video_file(path) and path.is_file())
@@ -175,6 +179,30 @@ class AnnotationFile:
             Counter(name for entry in self.entries for name in entry.labels[i]) for i in range(len(self.heads))
         )
 
+    def find_outside(self, durations: Mapping[str, float]) -> list[Finding]:
+        """Entries outside their videos: an error where nothing of one lies inside, otherwise a warning.
+
+        Args:
+            durations: per video, seconds; others are not looked at.
+        """
+        findings = []
+        for entry in self.entries:
+            duration_s = durations.get(entry.video)
+            if duration_s is None:
+                continue
+            is_instant = entry.start_s == entry.end_s
+            lost = entry.start_s > duration_s + OUTSIDE_SLACK_S if is_instant else entry.start_s >= duration_s
+            if not lost and entry.end_s <= duration_s + OUTSIDE_SLACK_S:
+                continue
+            what = f"{entry.start_s:g} s" if is_instant else f"{entry.start_s:g} to {entry.end_s:g} s"
+            where = "lies outside" if lost else "reaches beyond the end of"
+            hint = "; is first_second right, the second at which the video files begin?" if is_instant else ""
+            message = f"{what} {where} video {entry.video!r}, which lasts {duration_s:.2f} s{hint}"
+            findings.append(
+                Finding("error" if lost else "warning", "outside the video", message, str(self.path), entry.line)
+            )
+        return findings
+
     def check(self) -> None:
         """Raises an error if there is one among the findings.
 
@@ -217,8 +245,9 @@ def read_rows(path: str | os.PathLike[str]) -> list[tuple[int, list[str]]]:
     line = 1
     try:
         for cells in reader:
-            if any(cell.strip() for cell in cells):
-                rows.append((line, [cell.strip() for cell in cells]))
+            stripped = [cell.strip() for cell in cells]
+            if any(stripped):
+                rows.append((line, stripped))
             line = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{path}:{line}: not a CSV file ({error}); is a quotation mark left open?") from error
@@ -251,19 +280,19 @@ def open_videos(
     """
     file.check()
     videos, unreadable = [], []
-    measured = measure(list(file.paths.values()), image_fps=image_fps)
+    measured = measure(file, image_fps=image_fps)
     for name, path in file.paths.items():
-        duration_s = measured[path]
-        if isinstance(duration_s, str):
-            unreadable.append(duration_s)
+        found = measured[path]
+        if isinstance(found, str):
+            unreadable.append(found)
         else:
-            videos.append(Video(name, str(path), duration_s))
+            videos.append(Video(name, str(path), *found, images=file.folder.images(path)))
     if unreadable:
         text = f"{file.path}: {len(unreadable)} of {len(measured)} videos cannot be read: {enumerate_texts(unreadable, 10)}"
         if not skip_unreadable or not videos:
             raise ValueError(f"{text}. Replace them, or leave them out (skip_unreadable)")
         logger.warning("%s. They are left out", text)
-    outside = find_outside(file, {video.name: video.duration_s for video in videos})
+    outside = file.find_outside({video.name: video.duration_s for video in videos})
     file.findings += outside
     file.check()
     if outside:
@@ -272,74 +301,60 @@ def open_videos(
     return tuple(videos)
 
 
+class Measured(NamedTuple):
+    """Of a video: its duration in seconds, its frames' height and width in pixels."""
+
+    duration_s: float
+    height: int
+    width: int
+
+
 def measure(
-    paths: Sequence[Path], *, image_fps: float = IMAGE_FPS, on_progress: Progress | None = None
-) -> dict[Path, float | str]:
-    """Durations of videos, seconds; why not, for those that cannot be read.
+    *files: AnnotationFile, image_fps: float = IMAGE_FPS, on_progress: Progress | None = None
+) -> dict[Path, Measured | str]:
+    """Opens the videos of annotations, each once: how long and large they are; why not, for those that cannot be read.
 
     Args:
-        paths: of files and folders of images.
+        files: the annotations.
         image_fps: images per second of folders of images.
         on_progress: called with (videos done, videos in all).
     """
-    durations: dict[Path, float | str] = {}
+    folders = {path: file.folder for file in files for path in file.paths.values()}
+    found: dict[Path, Measured | str] = {}
     with ThreadPoolExecutor(NUM_PROBES) as pool:
-        waiting = {pool.submit(_measure, path, image_fps): path for path in paths}
+        waiting = {pool.submit(_measure, path, folders[path], image_fps): path for path in folders}
         try:
             for done, future in enumerate(as_completed(waiting), start=1):
                 try:
-                    durations[waiting[future]] = future.result()
+                    found[waiting[future]] = future.result()
                 except (ValueError, OSError, av.FFmpegError) as error:
-                    durations[waiting[future]] = str(error)
+                    found[waiting[future]] = str(error)
                 if on_progress is not None:
                     on_progress(done, len(waiting))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return durations
+    return found
 
 
-def _measure(path: Path, image_fps: float) -> float:
+def _measure(path: Path, folder: VideoFolder, image_fps: float) -> Measured:
+    images = folder.images(path)
+    if images is not None or path.is_dir():
+        info = ImageFolderReader(path, image_fps, images=images).info
+        return Measured(float(info.duration_s or 0.0), info.height, info.width)
     status = path.stat()
-    return _duration(str(path), image_fps, (status.st_mtime_ns, status.st_size))
+    return _measure_file(str(path), (status.st_mtime_ns, status.st_size))
 
 
 @cache
-def _duration(path: str, image_fps: float, version: tuple[int, int]) -> float:
-    """The duration of what is at a path in a version of it; training opens the same data several times."""
-    if Path(path).is_dir():
-        return float(ImageFolderReader(path, image_fps).info.duration_s or 0.0)
+def _measure_file(path: str, version: tuple[int, int]) -> Measured:
+    """Of a video file in a version of it; training opens the same data several times."""
     with VideoReader(path, threads=1) as reader:  # many videos are opened at a time
-        if reader.info.duration_s and reader.info.duration_s > 0:
-            return reader.info.duration_s
+        info = reader.info
+        if info.duration_s and info.duration_s > 0:
+            return Measured(info.duration_s, info.height, info.width)
         last_s = max(frame.time_s for frame in reader)
-        return last_s + 1 / (reader.info.average_fps or DEFAULT_FPS)
-
-
-def find_outside(file: AnnotationFile, durations: dict[str, float]) -> list[Finding]:
-    """Entries outside their videos: an error where nothing of one lies inside, otherwise a warning.
-
-    Args:
-        file: the annotations.
-        durations: per video, seconds; others are not looked at.
-    """
-    findings = []
-    for entry in file.entries:
-        duration_s = durations.get(entry.video)
-        if duration_s is None:
-            continue
-        is_instant = entry.start_s == entry.end_s
-        lost = entry.start_s > duration_s + OUTSIDE_SLACK_S if is_instant else entry.start_s >= duration_s
-        if not lost and entry.end_s <= duration_s + OUTSIDE_SLACK_S:
-            continue
-        what = f"{entry.start_s:g} s" if is_instant else f"{entry.start_s:g} to {entry.end_s:g} s"
-        where = "lies outside" if lost else "reaches beyond the end of"
-        hint = "; is first_second right, the second at which the video files begin?" if is_instant else ""
-        message = f"{what} {where} video {entry.video!r}, which lasts {duration_s:.2f} s{hint}"
-        findings.append(
-            Finding("error" if lost else "warning", "outside the video", message, str(file.path), entry.line)
-        )
-    return findings
+        return Measured(last_s + 1 / (info.average_fps or DEFAULT_FPS), info.height, info.width)
 
 
 def enumerate_texts(texts: Sequence[str], most: int) -> str:

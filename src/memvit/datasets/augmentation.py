@@ -23,6 +23,10 @@ from memvit.datasets.views import View, clip_boxes, scaled_size
 # What fills corners and erased rectangles: close to the mean of natural images, so close to 0 once normalised.
 GREY = 114
 
+# Principal components of RGB values (0 to 1) in ImageNet: eigenvalues, and eigenvectors as columns.
+PCA_EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
+PCA_DIRECTIONS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+
 NUM_CROP_TRIES = 10
 MAX_MAGNITUDE = 30
 ERASED_AREA = (0.02, 0.33)
@@ -43,6 +47,10 @@ class Augmentation:
         horizontal_flip: probability of mirroring left and right.
         brightness, contrast, saturation: factors are drawn from 1 - this to 1 + this.
         hue: turned by up to this share of the colour wheel, at most 0.5.
+        pca: standard deviation of the light added along the principal components of colours in natural images
+            (AlexNet's jitter; Krizhevsky et al., NeurIPS 2012, section 4.1), 0.1 there.
+        frame_jitter: every frame of a clip is taken up to this many sampling steps earlier or later, drawn for each, at
+            most 0.5.
         rand_augment_ops: operations of RandAugment (arXiv 1909.13719) applied to the clip, one after another.
         rand_augment_magnitude: their strength, 0 to 30.
         random_erasing: probability of painting a rectangle grey, the same in all frames (arXiv 1708.04896).
@@ -62,6 +70,8 @@ class Augmentation:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    pca: float = 0.0
+    frame_jitter: float = 0.0
     rand_augment_ops: int = 0
     rand_augment_magnitude: int = 9
     random_erasing: float = 0.0
@@ -86,7 +96,14 @@ class Augmentation:
         for name in ("horizontal_flip", "random_erasing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is no probability: give 0 to 1")
-        for name, most in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
+        for name, most in (
+            ("brightness", 1.0),
+            ("contrast", 1.0),
+            ("saturation", 1.0),
+            ("hue", 0.5),
+            ("pca", 1.0),
+            ("frame_jitter", 0.5),
+        ):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name}={getattr(self, name)} cannot be applied: give 0 to {most:g}")
         if self.rand_augment_ops < 0:
@@ -184,6 +201,10 @@ class Augmentation:
             adjust, centre, spread = adjustments[index]
             if spread:
                 clip = adjust(clip, float(rng.uniform(centre - spread, centre + spread)))
+        if self.pca:
+            light = PCA_DIRECTIONS @ (rng.normal(0, self.pca, 3) * PCA_EIGENVALUES) * 255
+            shift = torch.from_numpy(light.round().astype(np.int16)).view(3, 1, 1)
+            clip = (clip.short() + shift).clamp_(0, 255).to(torch.uint8)
         return clip
 
 

@@ -18,7 +18,6 @@ from memvit.datasets.annotations import (
     Finding,
     Progress,
     enumerate_texts,
-    find_outside,
     measure,
 )
 
@@ -103,22 +102,18 @@ def check_annotations(
             files[split] = read(path)
         except (ValueError, OSError) as error:  # says where
             findings.append(Finding("error", "unusable file", str(error)))
-    measured = measure(
-        list(dict.fromkeys(path for file in files.values() for path in file.paths.values())),
-        image_fps=image_fps,
-        on_progress=on_progress,
-    )
+    measured = measure(*files.values(), image_fps=image_fps, on_progress=on_progress)
     splits = []
     for split, file in files.items():
         durations = {}
         findings += file.findings
         for name, path in file.paths.items():
-            duration_s = measured[path]
-            if isinstance(duration_s, str):
-                findings.append(Finding("error", "unreadable video", duration_s, str(file.path), file.lines[name]))
+            found = measured[path]
+            if isinstance(found, str):
+                findings.append(Finding("error", "unreadable video", found, str(file.path), file.lines[name]))
             else:
-                durations[name] = duration_s
-        findings += find_outside(file, durations)
+                durations[name] = found.duration_s
+        findings += file.find_outside(durations)
         splits.append(_describe(split, file, durations, clip_s))
     findings += [*_compare_classes(files), *_find_shared(files), *_find_unused(files)]
     ranks = {"error": 0, "warning": 1, "note": 2}

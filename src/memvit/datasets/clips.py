@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memvit.video.images import NumberedImages
+
 Task = Literal["clip", "frames", "boxes"]
 
 # A label that carries neither loss nor metric; of several labels per clip (multi-label), a row of it.
@@ -25,11 +27,16 @@ class Video:
         name: as the annotations call it.
         path: of the file, or of a folder of images.
         duration_s: seconds.
+        height, width: of its frames, pixels; 0 where unknown.
+        images: of a folder of images, which of them are which frames; None: they are counted.
     """
 
     name: str
     path: str
     duration_s: float
+    height: int = 0
+    width: int = 0
+    images: NumberedImages | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,7 @@ class Batch:
         epoch: which pass over the data this is, from 0.
         step: which batch of the pass, from 0.
         failures: what could not be read since the batch before: (video, why).
+        frame_boxes: the boxes as the annotations have them, fractions of the frame's width and height.
     """
 
     clips: Tensor
@@ -127,6 +135,7 @@ class Batch:
     epoch: int
     step: int
     failures: list[tuple[str, str]] = field(default_factory=list)
+    frame_boxes: list[Tensor] | None = None
 
     def __len__(self) -> int:
         return self.clips.shape[0]

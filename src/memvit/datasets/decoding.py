@@ -13,7 +13,7 @@ from memvit.datasets.clips import ClipTiming, Video
 from memvit.datasets.views import View
 from memvit.video.errors import VideoError
 from memvit.video.frames import Frame
-from memvit.video.images import ImageFolderReader, list_images
+from memvit.video.images import ImageFolderReader, NumberedImages
 from memvit.video.reader import VideoReader
 from memvit.video.sampling import ClipSampler
 
@@ -34,6 +34,7 @@ class ClipDecoder:
         timing: of the clips.
         view: which part of a frame a clip shows: of (height, width, number of the clip among ``starts_s``), height and
             width those of the video's first frame in pixels.
+        shifts_s: by how much the frames of the clips are taken later, (clips, frames), as of `ClipSampler`.
 
     Attributes:
         warning: what of the video could not be read, if it was read to its end; ``None`` for a whole video.
@@ -41,7 +42,12 @@ class ClipDecoder:
     """
 
     def __init__(
-        self, video: Video, starts_s: Sequence[float], timing: ClipTiming, view: Callable[[int, int, int], View]
+        self,
+        video: Video,
+        starts_s: Sequence[float],
+        timing: ClipTiming,
+        view: Callable[[int, int, int], View],
+        shifts_s: np.ndarray | None = None,
     ) -> None:
         self.video = video
         self.starts_s = starts_s
@@ -49,6 +55,7 @@ class ClipDecoder:
         self.last_s = 0.0
         self._timing = timing
         self._view = view
+        self._shifts_s = shifts_s
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """The clips, each (T, H, W, 3) uint8 RGB.
@@ -57,7 +64,9 @@ class ClipDecoder:
             VideoError: the video cannot be opened, or nothing in it can be decoded.
             OSError: reading failed.
         """
-        sampler: ClipSampler[Frame] = ClipSampler(self.starts_s, self._timing.num_frames, self._timing.period_s)
+        sampler: ClipSampler[Frame] = ClipSampler(
+            self.starts_s, self._timing.num_frames, self._timing.period_s, self._shifts_s
+        )
         views: dict[int, View] = {}
         clips: dict[int, list[np.ndarray]] = {}
         num_given = 0
@@ -99,7 +108,7 @@ def _frames_for(
     """Open a video at the frame that the first clip shows first: wherever decoding begins, clips show the same frames."""
     back_off_s = FIRST_BACK_OFF_S
     while True:
-        start_s = max(0.0, sampler.starts_s[0] - back_off_s)
+        start_s = max(0.0, sampler.earliest_s - back_off_s)
         with _open(video, start_s) as reader:
             frames = iter(reader)
             assert isinstance(frames, Generator)
@@ -122,11 +131,12 @@ def _first(frames: Iterator[Frame], needed: bool) -> Frame | None:
 
 
 def _open(video: Video, start_s: float) -> VideoReader | ImageFolderReader:
-    if not Path(video.path).is_dir():
+    if video.images is None and not Path(video.path).is_dir():
         # Many videos are read at a time, so threads within each would only get into each other's way.
         return VideoReader(video.path, start_s, threads=1)
     if not video.duration_s > 0:
         raise VideoError(
             f"{video.path} is a folder of images but its duration is {video.duration_s} s: give its duration"
         )
-    return ImageFolderReader(video.path, len(list_images(video.path)) / video.duration_s, start_s)
+    images = NumberedImages.counted(video.path) if video.images is None else video.images
+    return ImageFolderReader(video.path, images.num_frames / video.duration_s, start_s, images=images)

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from memvit.datasets.augmentation import Augmentation
 from memvit.datasets.clips import Batch, VideoDataset
 from memvit.datasets.reading import ClipSource, Part, Trouble, blank_annotation, check_sizes, read_parts
-from memvit.datasets.streams import Stream, evaluation_streams, num_steps, training_streams
+from memvit.datasets.streams import NOTHING, Stream, evaluation_streams, num_steps, training_streams
+from memvit.datasets.views import scaled_size
 from memvit.video.prefetch import Prefetcher
 
 logger = logging.getLogger(__name__)
@@ -55,8 +56,8 @@ class StreamLoader:
         num_workers: processes that decode, each a share of the streams; 0 decodes in a thread.
         prefetch: batches prepared ahead.
         augmentation: what is drawn at random for training clips.
-        keep_aspect: clips show the whole frame, the long side rounded to whole pixels. Videos that share a batch must
-            then have one shape.
+        keep_aspect: clips show the whole frame, the long side rounded to whole pixels. Videos of one shape are then read
+            together, one shape after another.
         max_failed_share: end with an error when a larger share of videos cannot be read: of those met so far in the
             epoch, or of the first 50 (all, if there are fewer).
 
@@ -161,7 +162,8 @@ class StreamLoader:
         first_step, self._resume_at = self._resume_at, 0
         epoch, self._step = self._epoch, first_step
         streams = self._streams()
-        failures = _Failures(sum(len(streams[number]) for number in self._numbers), self.max_failed_share)
+        num_videos = sum(segment.video != NOTHING for number in self._numbers for segment in streams[number])
+        failures = _Failures(num_videos, self.max_failed_share)
         with closing(self._parts(streams, epoch, first_step)) as steps:
             for step, parts in enumerate(steps, first_step):
                 troubles = failures.add(parts)
@@ -176,7 +178,14 @@ class StreamLoader:
         num_streams = self.batch_size * self.world_size
         if self.training:
             return training_streams(num_clips, num_streams, self.seed, self._epoch)
-        return evaluation_streams(num_clips, num_streams)
+        return evaluation_streams(num_clips, num_streams, self._shapes() if self.keep_aspect else None)
+
+    def _shapes(self) -> list[tuple[int, int]]:
+        """The size of every video's clips; (0, 0) for what cannot be known before it is opened."""
+        return [
+            scaled_size(video.height, video.width, self.crop_size) if video.height and video.width else (0, 0)
+            for video in self.dataset.videos
+        ]
 
     def _parts(self, streams: Sequence[Stream], epoch: int, first_step: int) -> Generator[list[Part], None, None]:
         """The parts of every step, in the order of the streams."""
@@ -224,9 +233,10 @@ class StreamLoader:
         present = torch.tensor([clip.present for clip in clips])
         labels = zip(*(clip.annotation.labels for clip in clips), strict=True)
         merge = np.stack if self._blank.boxes is None else np.concatenate
-        boxes = None
+        boxes = frame_boxes = None
         if self._blank.boxes is not None:
             boxes = [torch.from_numpy(clip.annotation.boxes) for clip in clips]
+            frame_boxes = [torch.from_numpy(clip.frame_boxes) for clip in clips]
         return Batch(
             clips=self._join_pixels(parts, present),
             starts=torch.tensor([clip.starts for clip in clips]),
@@ -238,6 +248,7 @@ class StreamLoader:
             epoch=epoch,
             step=step,
             failures=[(trouble.video, trouble.why) for trouble in troubles],
+            frame_boxes=frame_boxes,
         )
 
     def _join_pixels(self, parts: Sequence[Part], present: Tensor) -> Tensor:

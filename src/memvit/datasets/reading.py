@@ -16,7 +16,7 @@ from torch import Tensor
 from memvit.datasets.augmentation import Augmentation
 from memvit.datasets.clips import IGNORED, Annotation, Video, VideoDataset
 from memvit.datasets.decoding import ClipDecoder
-from memvit.datasets.streams import Segment, Stream, after, draws
+from memvit.datasets.streams import NOTHING, Segment, Stream, after, draws
 from memvit.datasets.views import View, centre_view, clip_boxes
 
 # What goes wrong with a video, as opposed to the program.
@@ -52,6 +52,7 @@ class StreamClip:
         start_s: when the clip starts in its video.
         troubles: what could not be read.
         opened: whether a video was opened for this clip.
+        frame_boxes: float32 (n, 4), the annotation's boxes as fractions of the frame.
     """
 
     annotation: Annotation
@@ -62,6 +63,7 @@ class StreamClip:
     start_s: float = 0.0
     troubles: list[Trouble] = field(default_factory=list)
     opened: bool = False
+    frame_boxes: np.ndarray = field(default_factory=lambda: NO_BOXES)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,10 @@ class ClipSource:
         """
         num_left = num_steps - first_step
         for segment, num_read in after(stream, first_step):
-            yield from self._read_segment(number, segment, num_read)
+            if segment.video == NOTHING:
+                yield from (StreamClip(self.blank, starts=True) for _ in range(segment.num_clips - num_read))
+            else:
+                yield from self._read_segment(number, segment, num_read)
             num_left -= segment.num_clips - num_read
         for _ in range(num_left):
             yield StreamClip(self.blank, starts=True)
@@ -112,7 +117,7 @@ class ClipSource:
             views[clip] = self._view(height, width, self._key(number, video, starts_s[clip]))
             return views[clip]
 
-        decoder = ClipDecoder(video, starts_s, self.dataset.timing, view)
+        decoder = ClipDecoder(video, starts_s, self.dataset.timing, view, self._shifts_s(number, video, starts_s))
         lost = False
         with closing(_clips_or_trouble(decoder)) as clips:
             for index, start_s in enumerate(starts_s):
@@ -140,6 +145,17 @@ class ClipSource:
             return centre_view(height, width, self.crop_size, keep_aspect=self.keep_aspect)
         return self.augmentation.view(height, width, self.crop_size, draws("view", *key))
 
+    def _shifts_s(self, number: int, video: Video, starts_s: Sequence[float]) -> np.ndarray | None:
+        """By how much frames are taken later than they would be, seconds (clips, frames)."""
+        if self.augmentation is None or not self.augmentation.frame_jitter:
+            return None
+        timing = self.dataset.timing
+        drawn = [
+            draws("frames", self.seed, self.epoch, video.name, number, start_s).uniform(-1, 1, timing.num_frames)
+            for start_s in starts_s
+        ]
+        return np.stack(drawn) * (self.augmentation.frame_jitter * timing.period_s)
+
     def _fill(
         self, made: StreamClip, pixels: np.ndarray, annotation: Annotation, view: View, key: tuple[object, ...]
     ) -> None:
@@ -147,14 +163,17 @@ class ClipSource:
         clip = torch.from_numpy(pixels).permute(0, 3, 1, 2)  # (T, 3, H, W)
         labels, boxes = annotation.labels, annotation.boxes
         if boxes is not None:
+            made.frame_boxes = boxes
             boxes, inside = clip_boxes(view.boxes(boxes), view.height, view.width)
             labels = tuple(label[inside] for label in labels)
+            made.frame_boxes = made.frame_boxes[inside]
         if self.augmentation is not None:
             clip, moved, inside = self.augmentation.change(
                 clip, NO_BOXES if boxes is None else boxes, draws("change", *key)
             )
             if boxes is not None:
                 boxes, labels = moved, tuple(label[inside] for label in labels)
+                made.frame_boxes = made.frame_boxes[inside]
         made.pixels, made.present = clip.transpose(0, 1), True
         made.annotation = Annotation(labels, boxes)
 

@@ -21,17 +21,20 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+# In place of a video: the stream waits for others.
+NOTHING = -1
 
 
 class Segment(NamedTuple):
     """Consecutive clips of one video in a stream.
 
     Attributes:
-        video: number of the video in the data set.
+        video: number of the video in the data set, or `NOTHING`.
         first: number of the first clip, from 0.
         end: number after the last clip.
     """
@@ -91,19 +94,41 @@ def training_streams(num_clips: Sequence[int], num_streams: int, seed: int, epoc
     return _out_of_step([tuple(stream) for stream in streams], num_clips, rng)
 
 
-def evaluation_streams(num_clips: Sequence[int], num_streams: int) -> list[Stream]:
+def evaluation_streams(
+    num_clips: Sequence[int], num_streams: int, groups: Sequence[Hashable] | None = None
+) -> list[Stream]:
     """Distribute whole videos over streams, the longest first onto the shortest stream.
 
     Args:
         num_clips: of each video; may be 0.
         num_streams: of all processes together.
+        groups: per video, what group it belongs to: videos of different groups (shapes) are never read at the same time.
+            One group is read after another, the one with most clips first, and streams wait for the longest.
 
     Returns:
         The streams; some are empty if there are fewer videos than streams.
     """
+    if groups is None:
+        return _distribute(num_clips, range(len(num_clips)), num_streams)
+    members: dict[Hashable, list[int]] = {}
+    for video, group in enumerate(groups):
+        members.setdefault(group, []).append(video)
+    streams: list[Stream] = [()] * num_streams
+    for videos in sorted(members.values(), key=lambda videos: -sum(num_clips[video] for video in videos)):
+        longest = num_steps(streams)
+        waits = [longest - num_steps([stream]) for stream in streams]
+        more = _distribute(num_clips, videos, num_streams)
+        streams = [
+            (*stream, *([Segment(NOTHING, 0, wait)] if wait and new else []), *new)
+            for stream, wait, new in zip(streams, waits, more, strict=True)
+        ]
+    return streams
+
+
+def _distribute(num_clips: Sequence[int], videos: Iterable[int], num_streams: int) -> list[Stream]:
     streams: list[list[Segment]] = [[] for _ in range(num_streams)]
     lengths = [(0, stream) for stream in range(num_streams)]
-    for video in sorted(range(len(num_clips)), key=lambda video: -num_clips[video]):
+    for video in sorted(videos, key=lambda video: -num_clips[video]):
         if num_clips[video]:
             length, stream = lengths[0]
             streams[stream].append(Segment(video, 0, num_clips[video]))

@@ -31,24 +31,31 @@ class ClipPrediction:
     @property
     def scores(self) -> tuple[np.ndarray, ...]:
         """Per head, softmax or sigmoid of the logits, of the same shape."""
-        return tuple(_activate(logits, self.head.activation) for logits in self.logits)
+        return tuple(activate(logits, self.head.activation) for logits in self.logits)
 
     def topk(self, k: int = 5) -> list[list[tuple[str, float]]]:
         """Per head, the `k` best (label, score), best first; of frame-level models, by the mean over the clip."""
-        best = []
-        for head, scores in enumerate(self.scores):
-            mean = scores.reshape(-1, scores.shape[-1]).mean(axis=0)
-            order = np.argsort(-mean, kind="stable")[:k]
-            best.append([(self.label(int(i), head), float(mean[i])) for i in order])
-        return best
+        means = [scores.reshape(-1, scores.shape[-1]).mean(axis=0) for scores in self.scores]
+        return [best_classes(mean, self.head, k, which) for which, mean in enumerate(means)]
 
     def label(self, class_index: int, head: int = 0) -> str:
         """The name of a class, or "class 17" where the model knows no names."""
-        names = self.head.class_names
-        return names[head][class_index] if names else f"class {class_index}"
+        return label_of(self.head, class_index, head)
 
 
-def _activate(logits: np.ndarray, activation: str) -> np.ndarray:
+def best_classes(scores: np.ndarray, head: HeadConfig, k: int, which: int = 0) -> list[tuple[str, float]]:
+    """The `k` best (label, score) of a vector of scores, best first; `which` of a model's heads gave it."""
+    order = np.argsort(-scores, kind="stable")[:k]
+    return [(label_of(head, int(i), which), float(scores[i])) for i in order]
+
+
+def label_of(head: HeadConfig, class_index: int, which: int = 0) -> str:
+    """The name of a class of one of a model's heads, or "class 17" where the model knows no names."""
+    return head.class_names[which][class_index] if head.class_names else f"class {class_index}"
+
+
+def activate(logits: np.ndarray, activation: str) -> np.ndarray:
+    """Scores of raw logits (..., classes): their "sigmoid" or "softmax"."""
     if activation == "sigmoid":
         return 1.0 / (1.0 + np.exp(-logits))
     exp = np.exp(logits - logits.max(axis=-1, keepdims=True))

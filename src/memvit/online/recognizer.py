@@ -77,7 +77,7 @@ class OnlineRecognizer:
         config = model.config
         if config.head.task == "boxes":
             raise ValueError(
-                "this model classifies boxes, which someone must detect: call model(clips, memory, boxes=...)"
+                "this model classifies boxes, which someone must find: use memvit detect, or memvit.online.BoxRecognizer"
             )
         fps = config.fps if fps is None else fps
         sampling_rate = config.sampling_rate if sampling_rate is None else sampling_rate

@@ -7,11 +7,12 @@ process died.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -51,7 +52,7 @@ class ClipRecord:
 
     def to_json(self) -> str:
         """One line, without its end."""
-        heads = [[{"label": label, "score": _short(score)} for label, score in head] for head in self.topk]
+        heads = [[{"label": label, "score": short(score)} for label, score in head] for head in self.topk]
         line: dict[str, Any] = {
             "video": self.video,
             "clip": self.clip,
@@ -96,6 +97,7 @@ class VideoResult:
         untrained: the weights were random.
         message: one line about what went wrong; None where nothing did.
         dropped_frames, reconnects: of live sources.
+        num_persons, num_boxes: where people were looked for, how many were told apart and how often they were recognised.
         files: names of the files in the folder.
     """
 
@@ -113,6 +115,8 @@ class VideoResult:
     message: str | None = None
     dropped_frames: int = 0
     reconnects: int = 0
+    num_persons: int | None = None
+    num_boxes: int | None = None
     files: tuple[str, ...] = ()
 
     @property
@@ -192,10 +196,80 @@ def read_predictions(path: str | os.PathLike[str]) -> Iterator[ClipRecord]:
             yield record
 
 
-class ResultWriter:
-    """Writes `predictions.jsonl` and `predictions.csv` into a folder; after every clip both are on their way to the disk.
+class ResultFolder:
+    """Files in a folder that grow line by line; all that was written is on its way to the disk.
 
     Results that an earlier run left in the folder are removed.
+
+    Args:
+        folder: made where missing.
+        names: of the files to grow.
+        stale: of further files of an earlier run.
+
+    Raises:
+        ValueError: the folder cannot be made, or a file in it not be opened.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], names: Sequence[str], stale: Sequence[str] = ()) -> None:
+        self.folder = Path(folder)
+        self._files: dict[str, TextIO] = {}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in stale:
+                (self.folder / name).unlink(missing_ok=True)
+            for name in names:
+                self._files[name] = open(self.folder / name, "w", newline="", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            self._close()
+            raise cannot_write(self.folder, error) from error
+
+    def append_line(self, name: str, line: str) -> None:
+        """Appends a line to a file.
+
+        Raises:
+            ValueError: the disk is full or gone.
+        """
+        self._append(name, lambda file: file.write(line + "\n"))
+
+    def append_rows(self, name: str, rows: Iterable[Sequence[object]]) -> None:
+        """Appends rows to a CSV file.
+
+        Raises:
+            ValueError: the disk is full or gone.
+        """
+        self._append(name, lambda file: csv.writer(file, lineterminator="\n").writerows(rows))
+
+    def remove(self) -> None:
+        """Closes and removes the files, and the folder if nothing else is in it."""
+        self._close()
+        for name in self._files:
+            (self.folder / name).unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._close()
+
+    def _append(self, name: str, write: Callable[[TextIO], object]) -> None:
+        try:
+            write(self._files[name])
+            self._files[name].flush()
+        except OSError as error:
+            self._close()
+            raise cannot_write(self.folder, error) from error
+
+    def _close(self) -> None:
+        """Closes the files. All that was written is flushed already; what could not be fails here again."""
+        for file in self._files.values():
+            with contextlib.suppress(OSError):
+                file.close()
+
+
+class ResultWriter(ResultFolder):
+    """Writes `predictions.jsonl` and `predictions.csv`, clip by clip.
 
     Args:
         folder: made where missing.
@@ -206,21 +280,9 @@ class ResultWriter:
     """
 
     def __init__(self, folder: str | os.PathLike[str], head_names: Sequence[str]) -> None:
-        self.folder = Path(folder)
+        super().__init__(folder, (PREDICTIONS_FILE, CSV_FILE), (SUMMARY_FILE, TIMELINE_FILE, OVERLAY_FILE))
         self.head_names = tuple(head_names)
-        self.num_clips = 0
-        self._files: list[TextIO] = []
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for name in (SUMMARY_FILE, TIMELINE_FILE, OVERLAY_FILE):
-                (self.folder / name).unlink(missing_ok=True)
-            self._jsonl = self._open(PREDICTIONS_FILE)
-            self._csv = self._open(CSV_FILE)
-            csv.writer(self._csv, lineterminator="\n").writerow(CSV_COLUMNS)
-            self._csv.flush()
-        except OSError as error:
-            self._abandon()
-            raise cannot_write(self.folder, error) from error
+        self.append_rows(CSV_FILE, [CSV_COLUMNS])
 
     def write(self, record: ClipRecord) -> None:
         """Appends a clip.
@@ -228,48 +290,16 @@ class ResultWriter:
         Raises:
             ValueError: the disk is full or gone.
         """
-        line = record.to_json()
         times = f"{record.start_s:.6f}".rstrip("0").rstrip("."), f"{record.end_s:.6f}".rstrip("0").rstrip(".")
-        rows = [
-            (record.video, record.clip, *times, head, rank, label, _short(score), str(record.untrained).lower())
-            for head, classes in zip(self.head_names, record.topk, strict=True)
-            for rank, (label, score) in enumerate(classes, start=1)
-        ]
-        try:
-            self._jsonl.write(line + "\n")
-            self._jsonl.flush()
-            csv.writer(self._csv, lineterminator="\n").writerows(rows)
-            self._csv.flush()
-        except OSError as error:
-            raise cannot_write(self.folder, error) from error
-        self.num_clips += 1
-
-    def remove(self) -> None:
-        """Closes and removes the files, and the folder if nothing else is in it."""
-        self._abandon()
-        for name in (PREDICTIONS_FILE, CSV_FILE):
-            (self.folder / name).unlink(missing_ok=True)
-        if not any(self.folder.iterdir()):
-            self.folder.rmdir()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._abandon()
-
-    def _open(self, name: str) -> TextIO:
-        file = open(self.folder / name, "w", newline="", encoding="utf-8")  # noqa: SIM115 - closed by _abandon
-        self._files.append(file)
-        return file
-
-    def _abandon(self) -> None:
-        """Closes the files. All that was written is flushed already; what could not be fails here again."""
-        for file in self._files:
-            try:
-                file.close()
-            except OSError:
-                continue
+        self.append_line(PREDICTIONS_FILE, record.to_json())
+        self.append_rows(
+            CSV_FILE,
+            [
+                (record.video, record.clip, *times, head, rank, label, short(score), str(record.untrained).lower())
+                for head, classes in zip(self.head_names, record.topk, strict=True)
+                for rank, (label, score) in enumerate(classes, start=1)
+            ],
+        )
 
 
 def cannot_write(path: str | os.PathLike[str], error: OSError) -> ValueError:
@@ -278,6 +308,6 @@ def cannot_write(path: str | os.PathLike[str], error: OSError) -> ValueError:
     return ValueError(f"cannot write {place} ({error.strerror or error}): free space or choose another output folder")
 
 
-def _short(score: float) -> float:
+def short(score: float) -> float:
     """Six digits are more than a score means."""
     return float(f"{score:.6g}")

@@ -190,7 +190,7 @@ class TrainingCLI(LightningCLI):
                 raise FileNotFoundError(
                     f"--ckpt_path {given}: no run in {options.experiment} has one; check --run.name"
                 )
-            callbacks.append(Predictions(self.model.predictions, self.console))
+            callbacks.append(Predictions(self.model.predictions, self.model.detections, self.console))
         config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
         config["callbacks"] = [*_as_list(config.get("callbacks")), *callbacks]
         return super().instantiate_trainer(**kwargs)

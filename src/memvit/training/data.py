@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from memvit.training.module import VideoClassifier
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class TrainingBatches:
@@ -307,17 +308,31 @@ class SegmentsData(VideoData):
 
 
 class AvaData(VideoData):
-    """AVA: actions of people in boxes, one key frame a second.
+    """AVA: actions of people in boxes, one keyframe a second. What files look like: `memvit.datasets.ava_boxes`.
 
     Args:
         root: the folder that the other paths are relative to.
-        train: CSV file with the boxes to train on, in AVA's form.
+        train: CSV file with the annotated boxes to train on.
         val: the same to validate with; without such a file nothing is validated.
         test: the same for `memvit test`.
-        videos: the folder with the videos.
-        classes: CSV file with the actions' numbers and names, label_id,label_name; the numbers in use where left out.
+        videos: the folder with the videos, or with folders of their frames.
+        classes: the label map, a CSV file label_id,label_name or AVA's .pbtxt; ava: AVA's 80 actions; the numbers in use
+            where left out.
         first_second: the second at which the video files begin; 900 for AVA's own.
+        seconds: the first and the last second that keyframes are at; 902 and 1798 for AVA.
         multi_label: whether several actions of a person can be true at a time, as in AVA.
+        train_detections: CSV files with detected boxes that are trained on beside the annotated ones.
+        val_detections: CSV files with the detected boxes that are validated with, in place of annotated ones.
+        test_detections: the same for `memvit test`.
+        min_score: detected boxes with a lower score are left out.
+        train_excluded: CSV file with keyframes that are not trained on.
+        val_excluded: CSV file with keyframes that are not measured.
+        test_excluded: the same for `memvit test`.
+        train_frames: list of the frames as images, in PySlowFast's form, with paths relative to `videos`.
+        val_frames: the same for validation.
+        test_frames: the same for `memvit test`.
+        keep_aspect: whether clips that are not trained keep the whole picture; otherwise their centre is shown, and what
+            lies beside it is missed.
         kwargs: as for `VideoData`.
     """
 
@@ -330,16 +345,38 @@ class AvaData(VideoData):
         videos: str = "videos",
         classes: str | None = None,
         first_second: float = 0.0,
+        seconds: tuple[float, float] | None = None,
         multi_label: bool = True,
+        train_detections: list[str] | None = None,
+        val_detections: list[str] | None = None,
+        test_detections: list[str] | None = None,
+        min_score: float = 0.9,
+        train_excluded: str | None = None,
+        val_excluded: str | None = None,
+        test_excluded: str | None = None,
+        train_frames: str | None = None,
+        val_frames: str | None = None,
+        test_frames: str | None = None,
+        keep_aspect: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(keep_aspect=keep_aspect, **kwargs)
         self.root = Path(root).expanduser()
         self.files: dict[Split, str | None] = {"train": train, "val": val, "test": test}
         self.videos = videos
         self.classes = classes
         self.first_second = first_second
+        self.seconds = seconds
         self.multi_label = multi_label
+        self.detections: dict[Split, list[Path]] = {
+            split: [self.root / path for path in paths or ()]
+            for split, paths in zip(SPLITS, (train_detections, val_detections, test_detections), strict=True)
+        }
+        self.min_score = min_score
+        self.excluded: dict[Split, str | None] = dict(
+            zip(SPLITS, (train_excluded, val_excluded, test_excluded), strict=True)
+        )
+        self.frames: dict[Split, str | None] = dict(zip(SPLITS, (train_frames, val_frames, test_frames), strict=True))
 
     def annotations(self, split: Split) -> Path | None:
         """The CSV file of a split."""
@@ -351,20 +388,38 @@ class AvaData(VideoData):
     ) -> VideoDataset:
         """The boxes of a split."""
         from memvit.datasets.ava import AvaDataset
+        from memvit.datasets.ava_boxes import Classes
+        from memvit.datasets.label_maps import AVA
 
-        path = self.annotations(split)
+        path, excluded, frames = self.annotations(split), self.excluded[split], self.frames[split]
         assert path is not None
+        named: Classes | None = classes
+        if self.classes is not None:
+            named = AVA if self.classes == AVA else self.root / self.classes
         return AvaDataset(
             path,
             self.root / self.videos,
             timing,
-            classes=classes if self.classes is None else self.root / self.classes,
+            classes=named,
             first_second=self.first_second,
+            seconds=self.seconds,
             multi_label=self.multi_label,
+            detections=self.detections[split],
+            annotated=split == "train" or not self.detections[split],
+            min_score=self.min_score,
+            excluded=None if excluded is None else self.root / excluded,
+            frame_lists=[] if frames is None else [self.root / frames],
             skip_unreadable=self.skip_unreadable,
             image_fps=self.image_fps,
         )
 
     def facts(self) -> dict[str, Any]:
         """What the labels depend on."""
-        return {"first_second": self.first_second, "multi_label": self.multi_label}
+        excluded = self.excluded["train"]
+        others = [*self.detections["train"], *([] if excluded is None else [self.root / excluded])]
+        return {
+            "first_second": self.first_second,
+            "multi_label": self.multi_label,
+            "min_score": self.min_score,
+            "other_files_sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in others],
+        }

@@ -7,12 +7,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from memvit.datasets.ava import AvaDataset
 from memvit.datasets.clips import Batch
 from memvit.datasets.streams import draws
 from memvit.models.config import MViTConfig
@@ -22,6 +23,7 @@ from memvit.models.memvit import MeMViT
 from memvit.training.checkpoints import SECTION, check_same
 from memvit.training.data import VideoData
 from memvit.training.evaluation import Evaluation
+from memvit.training.keyframes import KeyframeDetections
 from memvit.training.losses import items_of, labels_of, summed_loss
 from memvit.training.optimization import OptimizerOptions, build_optimizer, build_schedule, freeze
 from memvit.training.weights import WeightsReport, base_config, load_weights
@@ -56,6 +58,9 @@ class VideoClassifier(LightningModule):
             more time, the same gradients.
         compile: compiles the model with torch.compile: slow to start, then faster on a GPU.
         predictions: CSV file that `memvit test` writes its predictions to.
+        detections: CSV file that `memvit test` writes the scores of boxes to, in the form of AVA's evaluation; a table and
+            a picture of the classes follow beside it.
+        test_flip: measures every clip as it is and mirrored, each with a memory of its own, and averages the scores.
     """
 
     def __init__(
@@ -68,6 +73,8 @@ class VideoClassifier(LightningModule):
         activation_checkpointing: bool = False,
         compile: bool = False,
         predictions: str | None = None,
+        detections: str | None = None,
+        test_flip: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
@@ -84,11 +91,15 @@ class VideoClassifier(LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.compile_network = compile
         self.predictions = predictions
+        self.detections = detections
+        self.test_flip = test_flip
         self.resumes = False  # weights come from a checkpoint
         self.network: MeMViT | None = None
         self.weights_report: WeightsReport | None = None
         self.frozen: list[str] = []
         self.failures: Counter[str] = Counter()
+        self.val_keyframes: KeyframeDetections | None = None
+        self.test_keyframes: KeyframeDetections | None = None
         self.mean: Tensor
         self.std: Tensor
         self._memories: dict[str, Memory | None] = {}
@@ -144,6 +155,9 @@ class VideoClassifier(LightningModule):
         multi_label = config.head.activation == "sigmoid"
         self.val_evaluation = Evaluation(config.head.num_classes, multi_label)
         self.test_evaluation = Evaluation(config.head.num_classes, multi_label)
+        if isinstance(self.data.reference(), AvaDataset):
+            self.val_keyframes = KeyframeDetections(config.head.num_classes[0])
+            self.test_keyframes = KeyframeDetections(config.head.num_classes[0])
         self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1, 1), persistent=False)
 
@@ -161,11 +175,33 @@ class VideoClassifier(LightningModule):
 
     def forward(self, batch: Batch, role: str) -> Logits:
         """The logits of a batch of streams; their memory is kept under a role ("train", "val", "test")."""
-        assert self.network is not None
         clips = (batch.clips.float() / 255 - self.mean) / self.std
-        memory = self._memory_for(role, clips).forget(batch.starts)
-        logits, self._memories[role] = self.network(clips, memory, boxes=batch.boxes)
+        logits = self._recognise(clips, batch.boxes, batch.starts, role)
+        if role == "train" or not self.test_flip:
+            return logits
+        width = clips.shape[-1]
+        boxes = None
+        if batch.boxes is not None:
+            boxes = [torch.stack([width - b[:, 2], b[:, 1], width - b[:, 0], b[:, 3]], dim=1) for b in batch.boxes]
+        mirrored = self._recognise(clips.flip(-1), boxes, batch.starts, f"{role}, mirrored")
+        pairs = zip(*(heads if isinstance(heads, tuple) else (heads,) for heads in (logits, mirrored)), strict=True)
+        means = tuple(self._mean_logits(one, other) for one, other in pairs)
+        return means if isinstance(logits, tuple) else means[0]
+
+    def _recognise(self, clips: Tensor, boxes: list[Tensor] | None, starts: Tensor, role: str) -> Logits:
+        assert self.network is not None
+        memory = self._memory_for(role, clips).forget(starts)
+        logits, self._memories[role] = self.network(clips, memory, boxes=boxes)
         return logits
+
+    def _mean_logits(self, one: Tensor, other: Tensor) -> Tensor:
+        """Logits of the mean of the scores that two logits stand for."""
+        score = self._scores(torch.stack([one, other])).mean(dim=0)
+        return score.logit(eps=1e-7) if self.config.head.activation == "sigmoid" else score.clamp(min=1e-30).log()
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        """From 0 to 1, float32."""
+        return logits.float().sigmoid() if self.config.head.activation == "sigmoid" else logits.float().softmax(dim=-1)
 
     def _memory_for(self, role: str, clips: Tensor) -> Memory:
         assert self.network is not None
@@ -225,41 +261,60 @@ class VideoClassifier(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Starts with empty memories."""
-        self._begin("val", self.val_evaluation)
+        self._begin("val")
 
     def on_test_epoch_start(self) -> None:
         """Starts with empty memories."""
-        self._begin("test", self.test_evaluation)
+        self._begin("test")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Counts one clip of every stream."""
-        self._evaluate(batch, "val", self.val_evaluation)
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[tuple[Tensor, Tensor]]]:
         """Counts one clip of every stream; returns logits and labels per head as `items`."""
-        return {"items": self._evaluate(batch, "test", self.test_evaluation)}
+        return {"items": self._evaluate(batch, "test")}
 
     def on_validation_epoch_end(self) -> None:
         """Logs what was counted."""
-        self._end("val", self.val_evaluation)
+        self._end("val")
 
     def on_test_epoch_end(self) -> None:
         """Logs what was counted."""
-        self._end("test", self.test_evaluation)
+        self._end("test")
 
-    def _begin(self, role: str, evaluation: Evaluation) -> None:
-        self._memories[role] = None
+    def _measures(self, role: str) -> tuple[Evaluation, KeyframeDetections | None]:
+        """What counts items, and what evaluates boxes at keyframes."""
+        if role == "val":
+            return self.val_evaluation, self.val_keyframes
+        return self.test_evaluation, self.test_keyframes
+
+    def _begin(self, role: Literal["val", "test"]) -> None:
+        self._memories = {name: memory for name, memory in self._memories.items() if not name.startswith(role)}
+        evaluation, keyframes = self._measures(role)
         evaluation.reset()
+        if keyframes is not None:
+            dataset = self.data.dataset(role)
+            assert isinstance(dataset, AvaDataset)
+            keyframes.begin(dataset)
 
-    def _evaluate(self, batch: Batch, role: str, evaluation: Evaluation) -> list[tuple[Tensor, Tensor]]:
+    def _evaluate(self, batch: Batch, role: str) -> list[tuple[Tensor, Tensor]]:
         self._note_failures(batch)
         items = items_of(self(batch, role), labels_of(batch))
+        evaluation, keyframes = self._measures(role)
         evaluation.update(items)
+        if keyframes is not None:
+            keyframes.update(batch, self._scores(items[0][0]))
         return items
 
-    def _end(self, role: str, evaluation: Evaluation) -> None:
-        self.log_dict({f"{role}/{name}": value for name, value in evaluation.compute().items()})
-        self._memories[role] = None
+    def _end(self, role: str) -> None:
+        evaluation, keyframes = self._measures(role)
+        # The mean average precision of people at keyframes, where there are boxes, not of boxes that are given.
+        values = evaluation.compute()
+        if keyframes is not None and not self.trainer.sanity_checking:  # which sees a few keyframes only
+            values |= keyframes.compute()
+        self.log_dict({f"{role}/{name}": value for name, value in values.items()})
+        self._memories = {name: memory for name, memory in self._memories.items() if not name.startswith(role)}
 
     def _note_failures(self, batch: Batch) -> None:
         for video, why in batch.failures:

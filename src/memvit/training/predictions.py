@@ -16,6 +16,7 @@ from torch import Tensor
 
 from memvit.commands.terminal import say, stdout_console
 from memvit.datasets.clips import Batch
+from memvit.metrics.ava import save_class_picture, write_detections
 from memvit.models.hub import make_directory
 from memvit.training.losses import is_labelled
 from memvit.training.module import VideoClassifier
@@ -26,24 +27,27 @@ class Predictions(Callback):
     """Prints what a validation or test measured, and writes a test's predictions.
 
     The file has a row per labelled or unlabelled item: `video,start_s,end_s`, for boxes `x1,y1,x2,y2` (fractions of the
-    clip's width and height), then `label,predicted,score` for each head, numbered from 1 where there are several. With
+    frame's width and height), then `label,predicted,score` for each head, numbered from 1 where there are several. With
     several classes at a time `label` joins them with "|" and `predicted` is the likeliest.
 
     Args:
         path: the CSV file; None: none.
+        detections: the CSV file with the scores of boxes in the form of AVA's evaluation; None: none.
         console: where to tell what was written.
     """
 
-    def __init__(self, path: str | None, console: Console) -> None:
+    def __init__(self, path: str | None, detections: str | None, console: Console) -> None:
         self.path = None if path is None else Path(path)
+        self.detections = None if detections is None else Path(detections)
         self.console = console
         self._rows: list[list[Any]] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds out now, not after hours, whether the file can be written."""
         self._rows = []
-        if self.path is not None:
-            make_directory(self.path.parent)
+        for path in (self.path, self.detections):
+            if path is not None:
+                make_directory(path.parent)
 
     def on_test_batch_end(
         self,
@@ -61,6 +65,26 @@ class Predictions(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the predictions of all processes, by video and time."""
+        assert isinstance(pl_module, VideoClassifier)
+        self._write_predictions(trainer, pl_module)
+
+    def _write_detections(self, path: Path, trainer: Trainer, module: VideoClassifier) -> None:
+        if module.test_keyframes is None:
+            raise ValueError(
+                f"model.detections={path}: there are no boxes at keyframes to write; use AvaData, or leave it out"
+            )
+        found = module.test_keyframes.gathered()
+        if not trainer.is_global_zero:
+            return
+        result, dataset = module.test_keyframes.result, module.test_keyframes.dataset
+        assert result is not None
+        assert dataset is not None
+        num_rows = write_detections(path, found)
+        picture = path.with_name(f"{path.stem}_classes.png")
+        save_class_picture(result, picture, names=dataset.class_names)
+        say(self.console, f"{num_rows} scores of {len(found.videos)} boxes: {path}; the classes: {picture}")
+
+    def _write_predictions(self, trainer: Trainer, pl_module: VideoClassifier) -> None:
         if self.path is None:
             return
         everyone: list[list[list[Any]]] = [self._rows]
@@ -70,7 +94,6 @@ class Predictions(Callback):
         if not trainer.is_global_zero:
             return
         rows = sorted((row for rows in everyone for row in rows), key=lambda row: row[:2])
-        assert isinstance(pl_module, VideoClassifier)
         with self.path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(column_names(pl_module))
@@ -78,7 +101,10 @@ class Predictions(Callback):
         say(self.console, f"{len(rows)} predictions: {self.path}")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints the table."""
+        """Writes what was found at keyframes, which is evaluated by now, and prints the table."""
+        assert isinstance(pl_module, VideoClassifier)
+        if self.detections is not None:
+            self._write_detections(self.detections, trainer, pl_module)
         self._print(trainer, pl_module, "test")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -136,16 +162,16 @@ def prediction_rows(batch: Batch, items: Sequence[tuple[Tensor, Tensor]], module
 def _places(batch: Batch, module: VideoClassifier) -> list[list[Any] | None]:
     """Where every item is; None for filler."""
     config = module.config
-    height, width = batch.clips.shape[-2:]
     places: list[list[Any] | None] = []
     for index, (video, start_s) in enumerate(zip(batch.videos, batch.start_s, strict=True)):
         present = bool(batch.present[index])
         num_parts = config.num_times if config.head.task == "frames" else 1
         length_s = config.clip_duration_s / num_parts
         spans = [(round(start_s + i * length_s, 4), round(start_s + (i + 1) * length_s, 4)) for i in range(num_parts)]
-        if batch.boxes is not None:
-            fractions = (batch.boxes[index].cpu() / torch.tensor([width, height, width, height])).tolist()
-            parts = [[video, *spans[0], *(round(value, 4) for value in box)] for box in fractions]
+        if batch.frame_boxes is not None:
+            parts = [
+                [video, *spans[0], *(round(value, 4) for value in box)] for box in batch.frame_boxes[index].tolist()
+            ]
         else:
             parts = [[video, *span] for span in spans]
         places += [part if present else None for part in parts]

@@ -6,11 +6,13 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import av
+import numpy as np
 
 from memvit.video.errors import VideoError, check_range, empty_range
 from memvit.video.frames import Frame, VideoInfo
@@ -18,6 +20,66 @@ from memvit.video.frames import Frame, VideoInfo
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+
+
+@dataclass(frozen=True, eq=False)
+class NumberedImages:
+    """The images of one video and which frames they are: some may be missing.
+
+    Attributes:
+        folder: that the names are relative to.
+        names: of the image files, bytes (n,): a tenth of the memory of as many paths.
+        numbers: int (n,), ascending: image ``i`` is frame ``numbers[i]`` of the video, counted from 0.
+    """
+
+    folder: str
+    names: np.ndarray
+    numbers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        """Of an image."""
+        return Path(self.folder, os.fsdecode(self.names[index]))
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the video, missing ones included."""
+        return int(self.numbers[-1]) + 1 if len(self) else 0
+
+    @property
+    def num_missing(self) -> int:
+        """Frames that there is no image of."""
+        return self.num_frames - len(self)
+
+    @classmethod
+    def counted(cls, folder: str | os.PathLike[str]) -> NumberedImages:
+        """The images of a folder in natural order, one frame each.
+
+        Raises:
+            VideoError: the folder cannot be listed.
+        """
+        images = list_images(folder)
+        names = np.array([os.fsencode(image.name) for image in images], np.bytes_)
+        return cls(os.fspath(folder), names, np.arange(len(images)))
+
+    @classmethod
+    def numbered(cls, folder: str | os.PathLike[str]) -> NumberedImages:
+        """The images of a folder as the frames that their names say, from the first one's number on.
+
+        Where the last numbers in their names do not count them one by one, apart from gaps, they are counted.
+
+        Raises:
+            VideoError: the folder cannot be listed.
+        """
+        counted = cls.counted(folder)
+        found = [re.search(r"(\d+)\D*$", Path(os.fsdecode(name)).stem) for name in counted.names]
+        numbers = np.array([int(match[1]) if match else -1 for match in found], np.int64)
+        steps = np.diff(numbers)
+        if len(steps) and numbers.min() >= 0 and steps.min() > 0 and np.median(steps) == 1:
+            return cls(counted.folder, counted.names, numbers - numbers[0])
+        return counted
 
 
 class ImageFolderReader:
@@ -31,6 +93,7 @@ class ImageFolderReader:
         fps: images per second.
         start_s: where to start, in seconds.
         end_s: where to stop, in seconds; ``None`` reads to the end.
+        images: which files are which frames, where that is known better than from the folder.
 
     Attributes:
         info: what is known about the images; the size is that of the first readable one.
@@ -42,7 +105,12 @@ class ImageFolderReader:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], fps: float = 30.0, start_s: float = 0.0, end_s: float | None = None
+        self,
+        folder: str | os.PathLike[str],
+        fps: float = 30.0,
+        start_s: float = 0.0,
+        end_s: float | None = None,
+        images: NumberedImages | None = None,
     ) -> None:
         check_range(start_s, end_s)
         if not 0 < fps < float("inf"):
@@ -53,8 +121,8 @@ class ImageFolderReader:
         self.end_s = end_s
         self.warning: str | None = None
         self._closed = False
-        self._images = list_images(folder)
-        if not self._images:
+        self._images = NumberedImages.counted(folder) if images is None else images
+        if not len(self._images):
             wanted = ", ".join(sorted(IMAGE_SUFFIXES))
             raise VideoError(f"no image in {self.path}: pass a folder with {wanted} files")
         first, codec = self._first_readable()
@@ -63,7 +131,7 @@ class ImageFolderReader:
             width=first.width,
             height=first.height,
             average_fps=fps,
-            duration_s=len(self._images) / fps,
+            duration_s=self._images.num_frames / fps,
             codec=codec,
             rotation=first.rotation,
         )
@@ -72,12 +140,12 @@ class ImageFolderReader:
         self.warning = None
         num_frames = 0
         broken: list[Path] = []
-        for index, image in enumerate(self._images):
-            time_s = index / self.fps
-            if time_s < self.start_s:
-                continue
+        times_s = self._images.numbers / self.fps
+        for index in range(int(np.searchsorted(times_s, self.start_s)), len(self._images)):
+            time_s = float(times_s[index])
             if self._closed or (self.end_s is not None and time_s >= self.end_s):
                 break
+            image = self._images.path(index)
             try:
                 picture, _ = read_image(image)
             except (av.FFmpegError, OSError) as error:
@@ -91,7 +159,7 @@ class ImageFolderReader:
             self.warning = f"{count} of {self.path} could not be read (first {broken[0].name}): make them again"
             logger.warning("%s", self.warning)
         if not num_frames and not self._closed:
-            raise VideoError(empty_range(self.path, self.start_s, self.end_s, (len(self._images) - 1) / self.fps))
+            raise VideoError(empty_range(self.path, self.start_s, self.end_s, times_s[-1]))
 
     def close(self) -> None:
         """Stop reading. Safe to call from another thread and more than once."""
@@ -104,9 +172,9 @@ class ImageFolderReader:
         self.close()
 
     def _first_readable(self) -> tuple[Frame, str]:
-        for image in self._images:
+        for index in range(len(self._images)):
             try:
-                picture, codec = read_image(image)
+                picture, codec = read_image(self._images.path(index))
             except (av.FFmpegError, OSError):
                 continue
             return Frame(0.0, picture), codec

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from memvit.video.layers import Layer, fit_text, load_font, one_line, rounded_box
 
 Entries = Sequence[tuple[str, float]]
 """Labels with their scores in [0, 1], best first."""
@@ -55,7 +53,7 @@ class OverlayRenderer:
         self.duration_s = duration_s
         self._font_px = max(_MIN_FONT_PX, round(0.036 * min(width, height)))
         self._margin = max(2, round(0.6 * self._font_px))
-        self._rendered: dict[str, tuple[object, _Layer | None]] = {}
+        self._rendered: dict[str, tuple[object, Layer | None]] = {}
 
     def draw(
         self, rgb: np.ndarray, entries: Entries, footer: str | None = None, *, time_s: float | None = None
@@ -72,11 +70,7 @@ class OverlayRenderer:
         Raises:
             ValueError: the frame is not uint8 of that shape, or a score is not finite.
         """
-        if rgb.shape != (self.height, self.width, 3) or rgb.dtype != np.uint8:
-            raise ValueError(
-                f"the overlay was made for uint8 frames ({self.height}, {self.width}, 3), not {rgb.dtype} {rgb.shape}; "
-                "make one OverlayRenderer per frame size"
-            )
+        self.check(rgb)
         frame = rgb.copy()
         banner = self._layer("banner", footer or None)
         panel = self._layer("panel", (tuple(entries), banner is not None) if len(entries) else None)
@@ -90,7 +84,27 @@ class OverlayRenderer:
             frame[-thickness:, : round(done * self.width)] = _PROGRESS_COLOR[:3]
         return frame
 
-    def _layer(self, name: str, key: object) -> _Layer | None:
+    def check(self, rgb: np.ndarray) -> None:
+        """Refuses what is no frame of the renderer's size.
+
+        Raises:
+            ValueError: the frame is not uint8 of that shape.
+        """
+        if rgb.shape != (self.height, self.width, 3) or rgb.dtype != np.uint8:
+            raise ValueError(
+                f"the overlay was made for uint8 frames ({self.height}, {self.width}, 3), not {rgb.dtype} {rgb.shape}; "
+                "make one OverlayRenderer per frame size"
+            )
+
+    def occupied(self, footer: str | None, time_s: float | None) -> list[tuple[int, int, int, int]]:
+        """Where `draw` puts the banner and the clock: left, top, right, bottom in pixels, the last two not included."""
+        layers = (
+            self._layer("banner", footer or None),
+            self._layer("clock", None if time_s is None else format_time(time_s)),
+        )
+        return [(a.left, a.top, a.left + a.width, a.top + a.height) for a in layers if a is not None]
+
+    def _layer(self, name: str, key: object) -> Layer | None:
         last_key, layer = self._rendered.get(name, (None, None))
         if key != last_key:
             layer = None if key is None else getattr(self, f"_render_{name}")(key)
@@ -101,31 +115,31 @@ class OverlayRenderer:
     def _banner_height(self) -> int:
         return min(round(1.9 * self._font_px), self.height)
 
-    def _render_banner(self, text: str) -> _Layer:
+    def _render_banner(self, text: str) -> Layer:
         font_px = self._font_px
         image = Image.new("RGBA", (self.width, self._banner_height), _BANNER_COLOR)
         text, room = one_line(text), self.width - 2 * self._margin
-        font = _font("DejaVuSans-Bold.ttf", font_px)
+        font = load_font("DejaVuSans-Bold.ttf", font_px)
         while font_px > _MIN_BANNER_FONT_PX and font.getlength(text) > room:
             font_px -= 1
-            font = _font("DejaVuSans-Bold.ttf", font_px)
-        text = _fit(text, font, room)
+            font = load_font("DejaVuSans-Bold.ttf", font_px)
+        text = fit_text(text, font, room)
         center = (self.width / 2, self._banner_height / 2)
         ImageDraw.Draw(image).text(center, text, fill=_BANNER_TEXT_COLOR, font=font, anchor="mm")
-        return _Layer.of(image, left=0, top=self.height - self._banner_height)
+        return Layer.of(image, left=0, top=self.height - self._banner_height)
 
-    def _render_clock(self, text: str) -> _Layer | None:
-        font = _font("DejaVuSans.ttf", self._font_px)
+    def _render_clock(self, text: str) -> Layer | None:
+        font = load_font("DejaVuSans.ttf", self._font_px)
         pad = max(2, round(0.45 * self._font_px))
         width = math.ceil(font.getlength(text)) + 2 * pad
         height = round(1.2 * self._font_px) + pad
         if width + 2 * self._margin > self.width or height + 2 * self._margin > self.height:
             return None
-        image = _rounded_box(width, height, radius=pad, color=_PANEL_COLOR)
+        image = rounded_box(width, height, radius=pad, color=_PANEL_COLOR)
         ImageDraw.Draw(image).text((width / 2, height / 2), text, fill=_TEXT_COLOR, font=font, anchor="mm")
-        return _Layer.of(image, left=self.width - self._margin - width, top=self._margin)
+        return Layer.of(image, left=self.width - self._margin - width, top=self._margin)
 
-    def _render_panel(self, key: tuple[tuple[tuple[str, float], ...], bool]) -> _Layer | None:
+    def _render_panel(self, key: tuple[tuple[tuple[str, float], ...], bool]) -> Layer | None:
         entries, has_banner = key
         for label, score in entries:
             if not math.isfinite(score):
@@ -140,11 +154,11 @@ class OverlayRenderer:
         if num_rows < 1 or width < 5 * font_px:
             return None
         height = num_rows * (row_height + row_gap) - row_gap + 2 * pad
-        image = _rounded_box(width, height, radius=pad, color=_PANEL_COLOR)
+        image = rounded_box(width, height, radius=pad, color=_PANEL_COLOR)
         for i, (label, score) in enumerate(entries[:num_rows]):
             row = _render_row(label, min(max(score, 0.0), 1.0), width - 2 * pad, row_height, font_px, is_top=i == 0)
             image.alpha_composite(row, (pad, pad + i * (row_height + row_gap)))
-        return _Layer.of(image, left=margin, top=margin)
+        return Layer.of(image, left=margin, top=margin)
 
 
 def draw_predictions(
@@ -178,90 +192,20 @@ def format_percent(score: float) -> str:
     return f"{100 * score:.0f}%" if score >= 0.0995 or score == 0 else f"{100 * score:.1f}%"
 
 
-def one_line(text: str) -> str:
-    """The text without what cannot be set in one line: line breaks, halves of characters, a novel's length."""
-    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())[:500]
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """Rendered pixels and where they go, ready for blending: frame x keep / 256 + add.
-
-    Attributes:
-        keep: uint16 (h, w, 3), 256 where the frame shows through whole, 0 where not at all.
-        add: uint16 (h, w, 3), the layer's own share, times 256.
-    """
-
-    keep: np.ndarray
-    add: np.ndarray
-    left: int
-    top: int
-
-    @classmethod
-    def of(cls, image: Image.Image, left: int, top: int) -> _Layer:
-        rgba = np.asarray(image).astype(np.float32)
-        alpha = rgba[..., 3:] / 255
-        keep = np.round(256 * (1 - alpha))
-        # 255 * 256 + 128 is the most that keep * 255 + add comes to: it fits 16 bits, and rounds.
-        add = np.floor(rgba[..., :3] * (256 - keep)) + 128
-        return cls(np.repeat(keep.astype(np.uint16), 3, axis=2), add.astype(np.uint16), left, top)
-
-    def blend_into(self, frame: np.ndarray) -> None:
-        height, width = self.keep.shape[:2]
-        patch = frame[self.top : self.top + height, self.left : self.left + width]
-        blended = patch * self.keep
-        blended += self.add
-        blended >>= 8
-        patch[:] = blended
-
-
 def _render_row(label: str, score: float, width: int, height: int, font_px: int, *, is_top: bool) -> Image.Image:
     """One prediction, RGBA: its bar as long as its score, the label and the score in percent upon it."""
-    row = _rounded_box(width, height, radius=height // 5, color=_TRACK_COLOR)
+    row = rounded_box(width, height, radius=height // 5, color=_TRACK_COLOR)
     bar_width = round(score * width)
     if bar_width:
         # Cut from a full bar, so that a short one keeps the track's rounded corner instead of bulging beyond it.
-        bar = _rounded_box(width, height, radius=height // 5, color=_TOP_BAR_COLOR if is_top else _BAR_COLOR)
+        bar = rounded_box(width, height, radius=height // 5, color=_TOP_BAR_COLOR if is_top else _BAR_COLOR)
         row.paste(bar.crop((0, 0, bar_width, height)), (0, 0))
-    font = _font("DejaVuSans-Bold.ttf" if is_top else "DejaVuSans.ttf", font_px)
+    font = load_font("DejaVuSans-Bold.ttf" if is_top else "DejaVuSans.ttf", font_px)
     color = _TEXT_COLOR if is_top else _DIM_TEXT_COLOR
     pad = max(2, round(0.35 * font_px))
     percent = format_percent(score)
     draw = ImageDraw.Draw(row)
     draw.text((width - pad, height / 2), percent, fill=color, font=font, anchor="rm")
     room = width - 3 * pad - font.getlength(percent)
-    draw.text((pad, height / 2), _fit(one_line(label), font, room), fill=color, font=font, anchor="lm")
+    draw.text((pad, height / 2), fit_text(one_line(label), font, room), fill=color, font=font, anchor="lm")
     return row
-
-
-def _rounded_box(width: int, height: int, radius: int, color: tuple[int, int, int, int]) -> Image.Image:
-    """A box with smooth round corners, RGBA, the box filling the image."""
-    beyond_x, beyond_y = (
-        np.maximum(np.abs(np.arange(size, dtype=np.float32) + 0.5 - size / 2) - (size / 2 - radius), 0)
-        for size in (width, height)
-    )
-    coverage = np.clip(radius + 0.5 - np.hypot(beyond_x[None], beyond_y[:, None]), 0, 1)
-    image = Image.new("RGBA", (width, height), color)
-    image.putalpha(Image.fromarray(np.round(coverage * color[3]).astype(np.uint8)))
-    return image
-
-
-@cache
-def _font(name: str, size_px: int) -> ImageFont.FreeTypeFont:
-    """A font that comes with matplotlib, so that pictures look alike on every machine."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size_px)
-
-
-def _fit(text: str, font: ImageFont.FreeTypeFont, max_px: float) -> str:
-    """One line of text, its end replaced by an ellipsis where it is wider than `max_px`."""
-    if font.getlength(text) <= max_px:
-        return text
-    # The longest beginning that fits, by bisection.
-    fits, too_long = 0, len(text)
-    while too_long - fits > 1:
-        middle = (fits + too_long) // 2
-        if font.getlength(text[:middle].rstrip() + "…") <= max_px:
-            fits = middle
-        else:
-            too_long = middle
-    return text[:fits].rstrip() + "…" if fits else ""

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
+
 # Matroska and FLV round times to 1 ms, so a frame meant for an instant can be stamped up to 1 ms after it once the
 # (also rounded) time of the first frame is subtracted; the rest absorbs float arithmetic. Frames that belong to the
 # next instant are much further away: 1/1000 s would take a video of 900 fps.
@@ -136,13 +138,17 @@ class ClipSampler(Generic[F]):
         starts_s: the first instant of each clip, ascending.
         num_frames: instants of a clip.
         period_s: time between instants.
+        shifts_s: by how much instants come later than that, (clips, num_frames), each less than a period apart from its
+            neighbours' so that they stay in order; ``None``: not at all.
 
     Attributes:
         pending: the newest frame, whose instants are not all known yet; ``None`` before the first.
         num_complete: how many clips are complete; they are completed in order.
     """
 
-    def __init__(self, starts_s: Sequence[float], num_frames: int, period_s: float) -> None:
+    def __init__(
+        self, starts_s: Sequence[float], num_frames: int, period_s: float, shifts_s: np.ndarray | None = None
+    ) -> None:
         if not 0 < period_s < float("inf"):
             raise ValueError(f"period_s={period_s} is no time between frames: give seconds, more than 0")
         if num_frames < 1:
@@ -152,10 +158,17 @@ class ClipSampler(Generic[F]):
         self.starts_s = [float(start_s) for start_s in starts_s]
         self.num_frames = num_frames
         self.period_s = period_s
+        if shifts_s is not None and (np.diff(shifts_s, axis=1) < -period_s).any():
+            raise ValueError("shifts_s would change the order of the frames of a clip: shift by half a period at most")
+        self._shifts_s = shifts_s
+        self.earliest_s = min(
+            (start_s + self._shift_s(clip, 0) for clip, start_s in enumerate(self.starts_s)), default=0.0
+        )
         self.pending: F | None = None
         self.num_complete = 0
         self._next_index = [0] * len(self.starts_s)
         self._tolerance_s = min(TOLERANCE_S, period_s / 4)
+        self._slack_s = 0.0 if shifts_s is None else float(np.abs(shifts_s).max(initial=0.0))
 
     @property
     def complete(self) -> bool:
@@ -164,7 +177,7 @@ class ClipSampler(Generic[F]):
 
     def begins_before(self, frame: F) -> bool:
         """Whether the first clip shows what comes before a frame."""
-        return bool(self.starts_s) and self.starts_s[0] < frame.time_s - self._tolerance_s
+        return bool(self.starts_s) and self.earliest_s < frame.time_s - self._tolerance_s
 
     def push(self, frame: F) -> list[tuple[int, int, F]]:
         """Take the next frame; returns what is known now as (clip, instant, frame), in order for every clip."""
@@ -181,13 +194,16 @@ class ClipSampler(Generic[F]):
         shown = []
         for clip in range(self.num_complete, len(self.starts_s)):
             start_s = self.starts_s[clip]
-            if start_s >= before_s or start_s > starting_by_s:
+            if start_s > starting_by_s or start_s - self._slack_s >= before_s:
                 break
             index = self._next_index[clip]
-            while index < self.num_frames and start_s + index * self.period_s < before_s:
+            while index < self.num_frames and start_s + index * self.period_s + self._shift_s(clip, index) < before_s:
                 shown.append((clip, index, frame))
                 index += 1
             self._next_index[clip] = index
-            if index == self.num_frames:
-                self.num_complete = clip + 1
+        while self.num_complete < len(self.starts_s) and self._next_index[self.num_complete] == self.num_frames:
+            self.num_complete += 1
         return shown
+
+    def _shift_s(self, clip: int, index: int) -> float:
+        return 0.0 if self._shifts_s is None else float(self._shifts_s[clip, index])

@@ -18,7 +18,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
-from memvit.video.overlay import format_percent, format_time, one_line
+from memvit.video.layers import one_line
+from memvit.video.overlay import format_percent, format_time
 
 _FIRST_BIN_S = 1 / 16
 _MAX_HEADS = 4
