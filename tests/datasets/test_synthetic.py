@@ -145,6 +145,11 @@ def test_a_data_set_is_real_files_that_the_readers_read(task, tmp_path):
     header = rows(root / "train.csv")[0]
     assert header[:2] == (["video", "start_s"] if task != "shell_game" else [header[0], "0001"])
     assert rows(root / "test_delays.csv")[0] == ["video", "time_s", "delay_s"]
+    assert (root / "test_seen.csv").exists() == (task == "shell_game")
+    if task == "shell_game":  # what shows the ball, and nothing else, is excluded from measuring memory
+        seen = [(row[0], float(row[1])) for row in rows(root / "test_seen.csv")]
+        assert seen == [(row[0], float(row[1])) for row in rows(root / "test_delays.csv")[1:] if float(row[2]) == 0]
+        assert len(seen) >= 2
 
 
 def test_videos_that_are_there_are_kept_and_another_data_set_is_refused(tmp_path):

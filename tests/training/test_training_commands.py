@@ -146,8 +146,8 @@ def test_measuring_nothing_says_what_to_give(config: Path, capsys: pytest.Captur
 
 
 def test_the_configurations_that_come_along_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
-    names = {path.name for path in CONFIGS.glob("*.yaml")}
-    assert names >= {"my_videos.yaml", "recall.yaml", "recipe.yaml", "shell_game.yaml"}
+    names = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")}
+    assert names >= {"my_videos.yaml", "recall.yaml", "recipe.yaml", "shell_game.yaml", "ava/memvit_16x4_k400.yaml"}
     for name in names:
         with pytest.raises(SystemExit) as stopped:
             main(["fit", "--config", str(CONFIGS / name), "--print_config"])

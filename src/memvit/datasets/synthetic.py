@@ -2,7 +2,8 @@
 
 Train, validation and test videos come from seeds that never meet; the same seed draws the same videos. The files of a
 segments data set or, for boxes, of AVA's format are all that a model is given; `*_delays.csv` says for every second how long
-ago the answer was last to be seen, for whoever evaluates.
+ago the answer was last to be seen, for whoever evaluates, and `*_seen.csv`, for boxes, lists the keyframes at which it can be
+seen, to be excluded from what shall measure memory alone.
 """
 
 from __future__ import annotations
@@ -173,6 +174,9 @@ def make_dataset(
             [("video", "time_s", "delay_s")],
             [(name, time_s, delay_s) for name, scene in named for time_s, delay_s in scene.delays],
         )
+        if named[0][1].boxes:
+            seen = [(name, f"{int(time_s):04d}") for name, scene in named for time_s, delay_s in scene.delays if not delay_s]
+            _write_rows(root / f"{split}_seen.csv", [], seen)
     if any(scene.boxes for _, scene in scenes["train"]):
         classes = TASKS[task].options().classes[0]
         _write_rows(root / LABEL_MAP_FILE, [("label_id", "label_name")], list(enumerate(classes, start=1)))
