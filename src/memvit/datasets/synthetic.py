@@ -175,7 +175,9 @@ def make_dataset(
             [(name, time_s, delay_s) for name, scene in named for time_s, delay_s in scene.delays],
         )
         if named[0][1].boxes:
-            seen = [(name, f"{int(time_s):04d}") for name, scene in named for time_s, delay_s in scene.delays if not delay_s]
+            seen = [
+                (name, f"{int(time_s):04d}") for name, scene in named for time_s, delay_s in scene.delays if not delay_s
+            ]
             _write_rows(root / f"{split}_seen.csv", [], seen)
     if any(scene.boxes for _, scene in scenes["train"]):
         classes = TASKS[task].options().classes[0]
