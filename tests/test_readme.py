@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from memvit import cli
 from memvit.cli import main
 from memvit.models.zoo import list_models
 from memvit.video.sample import make_sample_video
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = README + (ROOT / "docs" / "training.md").read_text()
+PAGES = README + "".join((ROOT / "docs" / name).read_text() for name in ("training.md", "ava.md", "results.md"))
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
     shlex.split(line, comments=True)
@@ -37,6 +38,9 @@ def test_examples_that_download_at_least_compile() -> None:
     compile(code, "README.md", "exec")
 
 
+GROUPS = [name for name, command in cli.COMMANDS.items() if isinstance(command, cli.Group)]
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[1])
 def test_commands_have_the_options_shown(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -48,7 +52,7 @@ def test_commands_have_the_options_shown(
         assert stopped.value.code == 0
         return
     with pytest.raises(SystemExit) as stopped:
-        main([*command[1 : 3 if command[1] == "data" else 2], "--help"])
+        main([*command[1 : 3 if command[1] in GROUPS else 2], "--help"])
     assert stopped.value.code == 0
     help_text = capsys.readouterr().out
     for word in command[2:]:

@@ -22,7 +22,7 @@ from memvit.online.detections import (
 )
 from memvit.online.persons import PersonSource
 from memvit.online.results import OVERLAY_FILE, UNTRAINED_NOTICE, VideoResult
-from memvit.online.runs import OnProgress, VideoRun, VideoSource, not_finite, opened, redraw
+from memvit.online.runs import OnProgress, VideoRun, VideoSource, not_finite, opened, redraw, uninterrupted
 from memvit.online.trajectories import Trajectories
 from memvit.video import ImageFolderReader, LiveSource, VideoError, VideoReader
 from memvit.video.box_overlay import BoxOverlayRenderer, PersonBox, Rows, enlargement
@@ -213,10 +213,11 @@ class _Run(VideoRun):
         for prediction in recognizer.run(self.frames(), persons, start_s=self.start_s, on_sighting=see):
             if not np.isfinite(prediction.logits).all():
                 raise not_finite(self.name, prediction.time_s)
-            record = writer.write(prediction)
-            self._best.update(actions[0][0] for actions in record.actions)
-            self.num_boxes += len(record.persons)
-            self.has_come_to(prediction.time_s)
+            with uninterrupted():
+                record = writer.write(prediction)
+                self._best.update(actions[0][0] for actions in record.actions)
+                self.num_boxes += len(record.persons)
+                self.has_come_to(prediction.time_s)
         self.note_damage()
         if not self.num_persons and self.message is None:
             self.message = NOBODY

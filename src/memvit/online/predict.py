@@ -24,7 +24,7 @@ from memvit.online.results import (
     VideoResult,
     read_predictions,
 )
-from memvit.online.runs import OnProgress, VideoRun, VideoSource, not_finite, opened, redraw
+from memvit.online.runs import OnProgress, VideoRun, VideoSource, not_finite, opened, redraw, uninterrupted
 from memvit.video import ImageFolderReader, LiveSource, VideoError, VideoReader
 from memvit.video.overlay import OverlayRenderer
 from memvit.video.timeline import Timeline
@@ -166,7 +166,8 @@ class _Run(VideoRun):
         frames = self.frames(max_duration_s)
         try:
             for prediction in self.recognizer.run(frames, stream, prefetch=prefetch, start_s=self.start_s):
-                self._take(prediction, writer)
+                with uninterrupted():
+                    self._take(prediction, writer)
         finally:
             if stream in self.recognizer.streams:  # it broke off: leave nothing behind
                 self.recognizer.forget(stream)
