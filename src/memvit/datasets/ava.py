@@ -33,9 +33,9 @@ class AvaDataset:
     follow one another. Rows with equal video, second and corners are one box with several actions, rows without an action
     a person of whom nothing is known.
 
-    What cannot be used of the files is left out and logged with file and line, as `read_boxes` says; so are keyframes
-    without boxes (their clips pass through the model nevertheless, so that memory stays as it would be) and with more
-    boxes than the published models attend to.
+    What cannot be used of the files is left out and logged with file and line, as `read_boxes` says. Keyframes without boxes
+    and with more than the published models attend to are named in the log; their clips pass through the model as all do, so
+    that memory stays what it would be.
 
     Args:
         csv: the annotated boxes, as `read_boxes` describes the file.
