@@ -17,7 +17,10 @@ from counted_videos import TIMING, CountedVideos, frames_of, video_of, visits, w
 
 from memvit.datasets.augmentation import Augmentation
 from memvit.datasets.clips import Annotation, Batch, Video
+from memvit.datasets.decoding import ClipDecoder
 from memvit.datasets.loader import StreamLoader
+from memvit.datasets.streams import draws
+from memvit.datasets.views import centre_view
 from memvit.video.reader import _Decoder
 
 NUM_FRAMES = (24, 40, 32, 16, 48)  # 3, 5, 4, 2, 6 clips
@@ -386,6 +389,79 @@ def test_augmentation_is_drawn_once_per_video_and_epoch(videos: list[Video]) -> 
     assert epochs[0] != epochs[1]
     per_clip = loader(dataset, batch_size=1, augmentation=dataclasses.replace(augmentation, per_clip=True))
     assert all(len(found) > 1 for found in looks(list(per_clip)).values())
+
+
+@dataclasses.dataclass
+class RoomyVideos(CountedVideos):
+    """A clip may be taken a second earlier, but not before the video, and up to two seconds later."""
+
+    def annotate(self, video: Video, start_s: float) -> Annotation:
+        return dataclasses.replace(super().annotate(video, start_s), room_s=(min(1.0, start_s), 2.0))
+
+
+JITTERED = Augmentation(clip_jitter=0.75)
+
+
+@pytest.mark.parametrize("frame_jitter", [0.0, 0.5])
+def test_jittered_clips_show_what_clips_that_start_then_do(videos: list[Video], frame_jitter: float) -> None:
+    dataset = RoomyVideos(videos, timing=dataclasses.replace(TIMING, stride_s=0.2))
+    augmentation = dataclasses.replace(JITTERED, frame_jitter=frame_jitter)
+    of_name = {video.name: video for video in videos}
+    shifts_s, num_compared = [], 0
+    for batch, plain in zip(loader(dataset, augmentation=augmentation), loader(dataset), strict=True):
+        assert (batch.videos, batch.start_s) == (plain.videos, plain.start_s)
+        for row in batch.present.nonzero()[:, 0].tolist():
+            name, start_s = batch.videos[row], batch.start_s[row]
+            assert batch.labels[0][row] == plain.labels[0][row]
+            shifts_s.append(0.75 * draws("clip", 0, 0, name, row, start_s).uniform(-min(1.0, start_s), 2.0))
+            frames_s = draws("frames", 0, 0, name, row, start_s).uniform(-1, 1, (1, 4)) * frame_jitter * 0.2
+            alone = ClipDecoder(
+                of_name[name],
+                [start_s + shifts_s[-1]],
+                dataset.timing,
+                lambda height, width, _: centre_view(height, width, 32),
+                frames_s,
+            )
+            for clip in alone:  # none where that is beyond the end of the video
+                assert np.array_equal(batch.clips[row].permute(1, 2, 3, 0).numpy(), clip)
+                num_compared += 1
+    assert num_compared > 60
+    assert min(shifts_s) == pytest.approx(-0.75, abs=0.1)
+    assert max(shifts_s) == pytest.approx(1.5, abs=0.1)
+    assert sum(after < before - 0.2 for before, after in pairwise(shifts_s)) > 10  # out of order
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_going_on_with_jittered_clips_gives_the_same_batches(videos: list[Video], num_workers: int) -> None:
+    longer = [dataclasses.replace(video, duration_s=video.duration_s + 0.8) for video in videos]  # some clips are lost
+    dataset = RoomyVideos(longer, timing=dataclasses.replace(TIMING, stride_s=0.4))
+    options = {"augmentation": dataclasses.replace(JITTERED, frame_jitter=0.5), "max_failed_share": 1.0}
+    expected = list(loader(dataset, **options))
+    assert any(batch.failures for batch in expected)
+    for step in range(0, len(expected), 5 if num_workers else 1):
+        resumed = loader(dataset, num_workers=num_workers, **options)
+        resumed.resume(0, step)
+        for batch, other in zip(resumed, expected[step:], strict=True):
+            assert torch.equal(batch.clips, other.clips)
+            assert torch.equal(batch.present, other.present)
+            assert (batch.videos, batch.start_s) == (other.videos, other.start_s)
+
+
+def test_every_epoch_jitters_clips_anew_and_only_where_there_is_room(videos: list[Video]) -> None:
+    training = loader(RoomyVideos(videos), batch_size=1, augmentation=JITTERED)
+    epochs = [{(batch.videos[0], batch.start_s[0]): frames_of(batch.clips[0]) for batch in training} for _ in range(2)]
+    assert epochs[0].keys() == epochs[1].keys()
+    assert sum(epochs[0][place] != epochs[1][place] for place in epochs[0]) > 10
+    assert_equal(list(loader(CountedVideos(videos), augmentation=JITTERED)), list(loader(CountedVideos(videos))))
+
+
+def test_room_is_asked_for_only_where_clips_are_jittered(videos: list[Video]) -> None:
+    dataset = CountedVideos(videos)
+    with patch.object(CountedVideos, "annotate", autospec=True, side_effect=CountedVideos.annotate) as annotate:
+        list(loader(dataset, augmentation=LIVELY))
+        assert annotate.call_count == 1 + 20
+        list(loader(dataset, augmentation=JITTERED))
+        assert annotate.call_count == 2 + 20 + 40
 
 
 def test_clips_without_any_video_are_refused(videos: list[Video]) -> None:

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 from encode import barcode, indices, read_barcode, write_image, write_video
 
 from memvit.video import ImageFolderReader, VideoError, open_video
+from memvit.video.images import NumberedImages
 
 
 def test_images_come_in_natural_order_at_their_times(tmp_path: Path) -> None:
@@ -80,3 +83,92 @@ def test_open_video_tells_files_from_folders(tmp_path: Path) -> None:
     assert indices(open_video(path)) == indices(open_video(path.as_uri())) == [0, 1, 2]
     with pytest.raises(VideoError, match="is live and has no range of time"):
         open_video("rtsp://user:secret@camera/1", start_s=5.0)
+
+
+def test_numbers_in_names_say_which_frame_an_image_is(tmp_path: Path) -> None:
+    for number in (3, 4, 6, 12):
+        write_image(tmp_path / f"v2_frame_{number:010d}.png", barcode(number))
+    images = NumberedImages.from_numbers(tmp_path, fps=2.0)
+    assert images.numbers.tolist() == [2, 3, 5, 11]  # frames 0 and 1 are missing, which shifts no time
+    assert (images.num_frames, images.num_missing, images.fps) == (12, 8, 2.0)
+    assert images.path(2) == tmp_path / "v2_frame_0000000006.png"
+    frames = list(ImageFolderReader(tmp_path, fps=2.0, images=images))
+    assert [(frame.time_s, read_barcode(frame.rgb())) for frame in frames] == [(1.0, 3), (1.5, 4), (2.5, 6), (5.5, 12)]
+    assert NumberedImages.from_numbers(tmp_path, first=3).numbers.tolist() == [0, 1, 3, 9]
+    write_image(tmp_path / "v2_frame_0000000000.png", barcode(0))
+    assert NumberedImages.from_numbers(tmp_path).numbers.tolist() == [0, 3, 4, 6, 12]
+    assert NumberedImages.numbered(tmp_path).numbers.tolist() == [0, 1, 2, 3, 4]  # gaps are not the exception there
+
+
+def test_images_are_ordered_by_number_not_by_name(tmp_path: Path) -> None:
+    for name in ("b1.png", "a10.png", "c2.png"):
+        (tmp_path / name).touch()
+    images = NumberedImages.from_numbers(tmp_path)
+    assert [images.path(index).name for index in range(3)] == ["b1.png", "c2.png", "a10.png"]
+
+
+def test_names_that_number_no_images_are_refused(tmp_path: Path) -> None:
+    assert len(NumberedImages.from_numbers(tmp_path)) == 0
+    (tmp_path / "frame_5.png").touch()
+    with pytest.raises(VideoError, match=r"frame_5.png comes before number 6, the first"):
+        NumberedImages.from_numbers(tmp_path, first=6)
+    (tmp_path / "frame_05.jpg").touch()
+    with pytest.raises(VideoError, match=r"frame_05.jpg and frame_5.png have the same number"):
+        NumberedImages.from_numbers(tmp_path)
+    for name in ("cover.png", "20240101000000000000001.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(VideoError, match=r"20240101000000000000001.png has no number"):
+        NumberedImages.from_numbers(tmp_path)
+    assert NumberedImages.numbered(tmp_path).numbers.tolist() == [0, 1, 2, 3]
+    with pytest.raises(VideoError, match=r"cannot list the images of .*missing"):
+        NumberedImages.from_numbers(tmp_path / "missing")
+
+
+def test_listing_a_folder_asks_for_names_only(tmp_path: Path) -> None:
+    for number in range(1, 4):
+        (tmp_path / f"{number}.jpg").touch()
+    with patch("os.stat", side_effect=AssertionError), patch("os.lstat", side_effect=AssertionError):
+        assert len(NumberedImages.from_numbers(tmp_path)) == 3
+        assert len(NumberedImages.counted(tmp_path)) == 3
+
+
+def wanted(folder: Path, numbers: list[int], start_s: float = 0.0) -> tuple[list[int], str | None]:
+    """What a reader gives of wanted images, and its warning."""
+    images = NumberedImages.counted(folder)
+    reader = ImageFolderReader(folder, 1.0, start_s, images=images, wanted=np.array(numbers, np.intp))
+    frames = list(reader)
+    assert [frame.time_s for frame in frames] == indices(frames)
+    return indices(frames), reader.warning
+
+
+def test_wanted_images_are_read_and_the_one_after_them(tmp_path: Path) -> None:
+    for index in range(10):
+        write_image(tmp_path / f"{index}.png", barcode(index))
+    assert wanted(tmp_path, [2, 5, 6]) == ([2, 5, 6, 7], None)
+    assert wanted(tmp_path, [2, 9]) == ([2, 9], None)
+    assert wanted(tmp_path, [2, 5, 8], start_s=3.0) == ([5, 8, 9], None)
+    assert wanted(tmp_path, []) == ([0], None)
+
+
+def test_in_the_place_of_a_wanted_image_that_is_broken_comes_the_one_before(tmp_path: Path) -> None:
+    for index in range(12):
+        write_image(tmp_path / f"{index:02d}.png", barcode(index))
+    for index in (0, 1, 5, 6, 8, 9):
+        (tmp_path / f"{index:02d}.png").write_text("not an image")
+    text = f"of {tmp_path} could not be read (first"
+    assert wanted(tmp_path, [4, 6, 8]) == ([4, 7, 10], f"4 images {text} 05.png): make them again")
+    assert wanted(tmp_path, [2, 6, 10]) == ([2, 4, 10, 11], f"2 images {text} 05.png): make them again")
+    assert wanted(tmp_path, [4, 5, 6, 8]) == ([4, 7, 10], f"4 images {text} 05.png): make them again")
+    # Before the first image that can be read, that one is shown.
+    assert wanted(tmp_path, [0, 1]) == ([2, 3], f"2 images {text} 00.png): make them again")
+    assert wanted(tmp_path, [1, 3]) == ([2, 3, 4], f"2 images {text} 00.png): make them again")
+
+
+def test_images_that_are_only_listed_are_looked_for(tmp_path: Path) -> None:
+    for index in (0, 1, 3, 4, 5):
+        write_image(tmp_path / f"{index}.png", barcode(index))
+    names = np.array([f"{index}.png".encode() for index in range(6)], np.bytes_)
+    images = NumberedImages(str(tmp_path), names, np.arange(6))
+    reader = ImageFolderReader(tmp_path, 1.0, images=images, wanted=np.array([1, 4]))
+    assert indices(reader) == [1, 4, 5]
+    assert reader.warning == f"1 image of {tmp_path} could not be read (first 2.png): make them again"

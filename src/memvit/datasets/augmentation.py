@@ -51,6 +51,8 @@ class Augmentation:
             (AlexNet's jitter; Krizhevsky et al., NeurIPS 2012, section 4.1), 0.1 there.
         frame_jitter: every frame of a clip is taken up to this many sampling steps earlier or later, drawn for each, at
             most 0.5.
+        clip_jitter: every clip is taken earlier or later by up to this share, 0 to 1, of the room that its annotation gives
+            (`Annotation.room_s`), drawn for each; its labels and the time that it is said to start at stay.
         rand_augment_ops: operations of RandAugment (arXiv 1909.13719) applied to the clip, one after another.
         rand_augment_magnitude: their strength, 0 to 30.
         random_erasing: probability of painting a rectangle grey, the same in all frames (arXiv 1708.04896).
@@ -72,6 +74,7 @@ class Augmentation:
     hue: float = 0.0
     pca: float = 0.0
     frame_jitter: float = 0.0
+    clip_jitter: float = 0.0
     rand_augment_ops: int = 0
     rand_augment_magnitude: int = 9
     random_erasing: float = 0.0
@@ -103,6 +106,7 @@ class Augmentation:
             ("hue", 0.5),
             ("pca", 1.0),
             ("frame_jitter", 0.5),
+            ("clip_jitter", 1.0),
         ):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name}={getattr(self, name)} cannot be applied: give 0 to {most:g}")

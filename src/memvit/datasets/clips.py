@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -70,10 +70,13 @@ class Annotation:
             `IGNORED` where there is none. With several labels at a time float32 of one more axis, (..., classes), of 0
             and 1, or all `IGNORED`.
         boxes: for the task "boxes", (n, 4) x1, y1, x2, y2 as fractions of the frame's width and height; n may be 0.
+        room_s: how much earlier and how much later the clip could be taken and still show what its labels say, seconds, both
+            0 or more. Training with `Augmentation.clip_jitter` makes use of it.
     """
 
     labels: tuple[np.ndarray, ...]
     boxes: np.ndarray | None = None
+    room_s: tuple[float, float] = (0.0, 0.0)
 
 
 class VideoDataset(Protocol):
@@ -103,6 +106,32 @@ class VideoDataset(Protocol):
 
     def annotate(self, video: Video, start_s: float) -> Annotation:
         """What is known about the clip of a video that starts then."""
+        ...
+
+
+@runtime_checkable
+class GroupedDataset(VideoDataset, Protocol):
+    """A data set in which several clips answer one question: those inside a segment, or the views of a video.
+
+    What a model says of the clips of a group is averaged, and the group is measured.
+
+    Attributes:
+        num_groups: how many there are.
+    """
+
+    num_groups: int
+
+    def group(self, video: str, start_s: float) -> int:
+        """The group of the clip of a video that starts then; -1: none, its answer does not count."""
+        ...
+
+    def measure(self, scores: Sequence[np.ndarray], answered: np.ndarray) -> dict[str, float]:
+        """The metrics of the data set, in percent.
+
+        Args:
+            scores: per head, float32 (num_groups, classes): the mean score of a group's clips, from 0 to 1.
+            answered: bool (num_groups,): which groups any clip was seen of; the scores of the others are 0.
+        """
         ...
 
 

@@ -117,7 +117,8 @@ class ClipSource:
             views[clip] = self._view(height, width, self._key(number, video, starts_s[clip]))
             return views[clip]
 
-        decoder = ClipDecoder(video, starts_s, self.dataset.timing, view, self._shifts_s(number, video, starts_s))
+        taken_s = self._taken_s(number, video, starts_s)
+        decoder = ClipDecoder(video, taken_s, self.dataset.timing, view, self._shifts_s(number, video, starts_s))
         lost = False
         with closing(_clips_or_trouble(decoder)) as clips:
             for index, start_s in enumerate(starts_s):
@@ -144,6 +145,17 @@ class ClipSource:
         if self.augmentation is None:
             return centre_view(height, width, self.crop_size, keep_aspect=self.keep_aspect)
         return self.augmentation.view(height, width, self.crop_size, draws("view", *key))
+
+    def _taken_s(self, number: int, video: Video, starts_s: Sequence[float]) -> Sequence[float]:
+        """When the clips that start then are taken instead, seconds; in general no longer in order of time."""
+        if self.augmentation is None or not self.augmentation.clip_jitter:
+            return starts_s
+        taken_s = []
+        for start_s in starts_s:
+            earlier_s, later_s = self.dataset.annotate(video, start_s).room_s
+            drawn = draws("clip", self.seed, self.epoch, video.name, number, start_s).uniform(-earlier_s, later_s)
+            taken_s.append(start_s + self.augmentation.clip_jitter * float(drawn))
+        return taken_s
 
     def _shifts_s(self, number: int, video: Video, starts_s: Sequence[float]) -> np.ndarray | None:
         """By how much frames are taken later than they would be, seconds (clips, frames)."""
