@@ -8,6 +8,7 @@ import torch
 
 from commands.conftest import Run
 from memvit.online.results import read_summary
+from tiny_models import small_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -25,6 +26,19 @@ def test_info_as_json(run: Run) -> None:
     summary = json.loads(out)
     assert summary["memory_layers"] == [1, 3]
     assert summary["support_clips"] == 2 * 2
+
+
+def test_info_says_what_a_model_anticipates(run: Run) -> None:
+    heads = {"num_classes": (2, 3), "head_names": ("verb", "noun")}
+    small_model(**heads, anticipation_s=1.0).save_pretrained("clips")
+    small_model(**heads, anticipation_s=0.5, head_task="frames").save_pretrained("frames")
+    _, out, _ = run("info", "clips")
+    assert "verb, noun" in out
+    assert "what goes on 1 s after the end of a clip" in out
+    assert "what goes on 0.5 s after the last frame of a token time" in run("info", "frames")[1]
+    assert "anticipates" not in run("info", "data/model")[1]
+    summary = json.loads(run("info", "clips", "--json")[1])
+    assert (summary["head_names"], summary["anticipation_s"]) == (["verb", "noun"], 1.0)
 
 
 @pytest.mark.parametrize(

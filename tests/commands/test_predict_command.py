@@ -110,7 +110,7 @@ def test_untrained_weights_are_announced_everywhere(run: Run) -> None:
     assert says in out
     assert json.loads(Path("out/one/predictions.jsonl").read_text())["untrained"] is True
     assert json.loads(Path("out/one/summary.json").read_text())["notice"] == says
-    assert Path("out/one/predictions.csv").read_text().splitlines()[1].endswith(",true")
+    assert Path("out/one/predictions.csv").read_text().splitlines()[1].endswith(",true,")
 
 
 def test_trained_weights_are_not_announced_as_random(run: Run) -> None:
@@ -140,7 +140,38 @@ def test_several_heads_are_named_by_their_labels_files(run: Run) -> None:
     assert [{label for label, _ in head} for head in record.topk] == [{"cut", "wash"}, {"onion", "knife", "pan"}]
     rows = [line.split(",")[4:7] for line in Path("out/one/predictions.csv").read_text().splitlines()]
     assert rows[0] == ["head", "rank", "label"]
-    assert [row[0] for row in rows[1:]] == ["verb"] * 2 + ["noun"] * 3
+    assert [row[0] for row in rows[1:]] == ["verb"] * 2 + ["noun"] * 3 + ["action"] * 5
+    assert rows[6][2] in {f"{verb} {noun}" for verb in ("cut", "wash") for noun in ("onion", "knife", "pan")}
+
+
+def test_a_model_names_its_heads_itself_and_files_win(run: Run) -> None:
+    small_model(num_classes=(2, 3), head_names=("verb", "noun")).save_pretrained("two")
+    for name, size in (("doing", 2), ("action", 2), ("noun", 3)):
+        Path(f"{name}.txt").write_text("".join(f"{name} {i}\n" for i in range(size)))
+
+    def heads(*labels: str) -> list[str]:
+        options = ("--labels", *labels) if labels else ()
+        assert run("predict", "data/one.mp4", "--model", "two", "--out", "out", "--topk", "1", *options)[0] == 0
+        return [line.split(",")[4] for line in Path("out/one/predictions.csv").read_text().splitlines()[1:]]
+
+    assert heads() == ["verb", "noun", "action"]
+    assert heads("doing.txt", "noun.txt") == ["doing", "noun", "action"]
+    assert heads("action.txt", "noun.txt") == ["verb", "noun", "action"]  # what the action is called is no head's name
+
+
+def test_the_table_shows_the_action_first_and_how_far_ahead_it_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    names = {"class_names": (("cut", "wash"), ("onion", "pan", "tap")), "head_names": ("verb", "noun")}
+    model = small_model(num_classes=(2, 3), causal=True, head_task="frames", anticipation_s=1.5, **names)
+    model.save_pretrained("ahead")
+    code, out, _ = run("predict", "data/ok.mp4", "--model", "ahead", "--out", "out", "--overlay")
+    assert code == 0
+    result = read_summary("out/ok")
+    assert result.top_action is not None
+    assert "top action, 1.5 s ahead" in out
+    assert out.index(result.top_action) < out.index(f"verb: {result.top[0]}") < out.index(f"noun: {result.top[1]}")
+    about_s = [record.about_s for record in read_predictions("out/ok")]
+    assert about_s == pytest.approx([i * 16 / 30 + 0.4 + 1.5 for i in range(6)], abs=1e-6)
 
 
 @pytest.mark.parametrize(

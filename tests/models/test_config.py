@@ -5,8 +5,10 @@ import json
 
 import pytest
 
+from memvit import MeMViT
 from memvit.models.config import LAYER_PLACEMENTS, HeadConfig, MemoryConfig, MViTConfig, place_memory
 from memvit.models.presets import PRESETS
+from tiny_models import small_config, small_model
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
@@ -22,6 +24,34 @@ def test_class_names_and_layers_survive_json():
     assert MViTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_names_of_heads_and_anticipation_survive_json_and_saving(tmp_path):
+    ours = {"num_classes": (2, 3), "head_names": ("verb", "noun"), "anticipation_s": 1.5}
+    config = small_config(**ours)
+    assert (config.head.names, config.head.anticipation_s) == (("verb", "noun"), 1.5)
+    assert MViTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    small_model(**ours).save_pretrained(tmp_path)
+    assert MeMViT.from_pretrained(tmp_path).config == config
+
+
+def test_a_config_file_from_before_they_were_there_loads(tmp_path):
+    small_model(num_classes=(2, 3)).save_pretrained(tmp_path)
+    data = json.loads((tmp_path / "config.json").read_text())
+    del data["head"]["names"], data["head"]["anticipation_s"]
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    head = MeMViT.from_pretrained(tmp_path).config.head
+    assert (head.names, head.anticipation_s) == ((), 0.0)
+
+
+def test_names_of_heads_do_not_outlive_their_number():
+    config = MViTConfig().replace(num_classes=(2, 3), head_names=["verb", "noun"], anticipation_s=1)
+    assert config.replace(num_classes=(4, 5)).head.names == ("verb", "noun")
+    assert config.replace(num_classes=7).head.names == ()
+    assert config.replace(num_classes=(4, 5, 6)).head.names == ()
+    assert config.replace(num_classes=7, head_names=("scene",)).head.names == ("scene",)
+    assert config.replace(num_classes=7).head.anticipation_s == 1
+    assert config.replace(head=config.head, num_classes=(1, 1)).head.names == ("verb", "noun")
+
+
 def test_left_out_fields_take_their_defaults():
     assert MViTConfig.from_dict({}) == MViTConfig()
     assert MViTConfig.from_dict({"memory": {"length": 3}}).memory == MemoryConfig(length=3)
@@ -32,7 +62,7 @@ def test_left_out_fields_take_their_defaults():
     [
         ({"deepth": 3}, "unknown field deepth in the model config; MViTConfig has .*depth"),
         ({"memory": {"lenght": 3}}, "unknown field memory.lenght .*MemoryConfig has .*length"),
-        ({"head": {"classes": 3, "names": 1}}, "unknown fields head.classes, head.names"),
+        ({"head": {"classes": 3, "labels": 1}}, "unknown fields head.classes, head.labels"),
         ({"head": [1]}, "head must be a mapping, not list"),
         ({"depth": "16"}, "depth='16'|wrong type"),
         ({"dim_mul": 5}, "wrong type"),
@@ -112,6 +142,14 @@ def test_an_unknown_option_is_answered_with_the_known(name):
         ({"num_classes": (4, 0)}, "every head needs at least one class"),
         ({"box_depth": 1}, "needs task='boxes'"),
         ({"task": "video"}, "must be one of clip, frames, boxes"),
+        ({"num_classes": (2, 3), "head_names": ("verb",)}, r"2 heads \(num_classes=\(2, 3\)\) need a name each"),
+        ({"num_classes": (2, 3), "head_names": ("verb", "")}, "need a name each"),
+        ({"num_classes": (2, 3), "head_names": ("a", "a")}, "two heads have one name"),
+        ({"num_classes": (2, 3), "head_names": ("verb", "action")}, "'action' is what the heads say together"),
+        ({"anticipation_s": -1.0}, "head.anticipation_s=-1.0: must be seconds, 0 or more"),
+        ({"anticipation_s": float("inf")}, "must be seconds, 0 or more"),
+        ({"anticipation_s": "1"}, "must be seconds, 0 or more"),
+        ({"anticipation_s": 1.0, "task": "boxes"}, "needs task 'clip' or 'frames'"),
         ({"activation": "relu"}, "must be one of softmax, sigmoid"),
         ({"pool_mode": "sum"}, "must be one of conv, conv_unshared, avg, max"),
         ({"mean": (0.5,)}, "needs one value per channel"),

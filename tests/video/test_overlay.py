@@ -6,6 +6,8 @@ import pytest
 from memvit.video.overlay import OverlayRenderer, draw_predictions, format_percent, format_time
 
 ENTRIES = [("cutting watermelon", 0.82), ("washing hands", 0.31), ("yoga", 0.02)]
+ACTIONS = [("put-down chopping board", 0.4), ("take knife", 0.2), ("cut tomato", 0.1), ("open tap", 0.05)]
+GROUPS = [("verb", [("put-down", 0.6), ("take", 0.3), ("cut", 0.1)]), ("noun", [("board", 0.7), ("knife", 0.2)])]
 
 
 def _gray(width: int, height: int) -> np.ndarray:
@@ -132,3 +134,62 @@ def test_times_read_like_a_players() -> None:
 
 def test_small_scores_keep_a_decimal() -> None:
     assert [format_percent(s) for s in (0, 0.004, 0.0996, 0.5, 1)] == ["0%", "0.4%", "10%", "50%", "100%"]
+
+
+def _bars(drawn: np.ndarray) -> list[int]:
+    """The heights of the rows of a panel on grey, from top to bottom: where its left part is no plain panel."""
+    column = drawn[:, 200].astype(int)
+    plain = np.abs(column - drawn[8, 200].astype(int)).sum(axis=1) < 2
+    edges = np.flatnonzero(np.diff((~plain & (column.sum(axis=1) < 384)).astype(int)))
+    return [int(last - first) for first, last in zip(edges[::2], edges[1::2], strict=False)]
+
+
+def test_what_heads_say_together_is_larger_and_above_what_each_says() -> None:
+    flat = [(label, 0.0) for label, _ in ACTIONS]
+    groups = [(name, [("", 0.0) for _ in entries]) for name, entries in GROUPS]
+    drawn = OverlayRenderer(640, 360).draw(_gray(640, 360), [("", 0.0) for _ in flat], groups=groups)
+    heights = _bars(drawn)
+    assert len(heights) == 3 + 2 + 2  # the three best together, the two best of each head
+    assert heights[0] > 1.25 * heights[1]
+    assert len(set(heights[1:])) == 1
+
+
+def test_only_the_best_together_is_highlighted_and_without_it_the_best_of_each() -> None:
+    def num_blue_rows(drawn: np.ndarray) -> int:
+        blue = (drawn[..., 2].astype(int) > drawn[..., 0].astype(int) + 120).any(axis=1)
+        return int((np.diff(blue.astype(int), prepend=0) == 1).sum())
+
+    renderer, frame = OverlayRenderer(640, 360), _gray(640, 360)
+    assert num_blue_rows(renderer.draw(frame, ACTIONS, groups=GROUPS)) == 1
+    assert num_blue_rows(renderer.draw(frame, [], groups=GROUPS)) == 2
+
+
+def test_a_heading_stands_above_and_changes_with_time() -> None:
+    renderer, frame = OverlayRenderer(640, 360), _gray(640, 360)
+    now = renderer.draw(frame, ENTRIES, heading="expected in 0.9 s")
+    later = renderer.draw(frame, ENTRIES, heading="expected in 0.8 s")
+    left, top, right, bottom = _changed(now, later)
+    assert bottom - top < 16
+    assert right - left < 16  # one digit
+    assert (renderer.draw(frame, [], heading="expected") == frame).all()
+
+
+def test_where_there_is_little_room_the_best_of_all_comes_first_and_below_the_clock() -> None:
+    frame = _gray(128, 128)
+    clock = _changed(frame, draw_predictions(frame, [], time_s=3))
+    panel = _changed(frame, OverlayRenderer(128, 128).draw(frame, ACTIONS, groups=GROUPS))
+    assert panel[1] >= clock[3]
+    assert panel[2] - panel[0] >= 110  # the frame's width, so that names can be read
+    low = _gray(160, 40)  # no room below the clock
+    assert _changed(low, OverlayRenderer(160, 40).draw(low, ACTIONS, groups=GROUPS))[1] < clock[3]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 10), (64, 48), (30, 300), (300, 20), (97, 61), (270, 480), (1280, 720)])
+def test_several_heads_can_be_drawn_at_any_size(size: tuple[int, int]) -> None:
+    entries = [("x" * 3000, 0.9), ("two\nlines \ud800", 0.1), ("", 0.0)]
+    groups = [("name " * 40, entries), ("", []), ("noun", entries)]
+    renderer = OverlayRenderer(*size, duration_s=9)
+    drawn = renderer.draw(_gray(*size), entries, "long " * 100, groups=groups, heading="in " * 99, time_s=4000)
+    assert drawn.shape == (size[1], size[0], 3)
+    with pytest.raises(ValueError, match="'cut' is inf"):
+        renderer.draw(_gray(*size), [], groups=[("verb", [("cut", float("inf"))])])

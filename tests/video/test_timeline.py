@@ -6,24 +6,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from memvit.video.time_bins import HeadScores
 from memvit.video.timeline import Timeline, draw_timeline
+
+
+def the_head(timeline: Timeline) -> HeadScores:
+    (head,) = timeline.heads
+    return head
 
 
 def test_a_bin_holds_the_score_of_its_clip() -> None:
     timeline = Timeline()
     timeline.add(0, 1, [("cut", 0.8), ("wash", 0.2)])
     timeline.add(1, 2, [("cut", 0.4)])
-    bins_per_s = round(1 / timeline.bin_s)
-    assert timeline.mean_scores("cut") == pytest.approx([0.8] * bins_per_s + [0.4] * bins_per_s)
-    assert timeline.mean_scores("wash") == pytest.approx([0.2] * bins_per_s + [0.0] * bins_per_s)
-    assert timeline.peak_score("cut") == 0.8
+    bins_per_s = round(1 / timeline.bins.bin_s)
+    assert the_head(timeline).mean_scores("cut") == pytest.approx([0.8] * bins_per_s + [0.4] * bins_per_s)
+    assert the_head(timeline).mean_scores("wash") == pytest.approx([0.2] * bins_per_s + [0.0] * bins_per_s)
+    assert the_head(timeline).peak_score("cut") == 0.8
 
 
 def test_overlapping_clips_are_averaged_and_gaps_stay_empty() -> None:
     timeline = Timeline()
     for start_s, score in ((10, 0.9), (11, 0.3), (15, 0.6)):
         timeline.add(start_s, start_s + 2, [("cut", score)])
-    per_s = timeline.mean_scores("cut").reshape(7, -1)
+    per_s = the_head(timeline).mean_scores("cut").reshape(7, -1)
     assert (per_s == per_s[:, :1]).all() or np.isnan(per_s).any()
     assert per_s[:, 0] == pytest.approx([0.9, 0.6, 0.3, np.nan, np.nan, 0.6, 0.6], nan_ok=True)
 
@@ -33,8 +39,8 @@ def test_bins_double_without_losing_score() -> None:
     scores = np.random.default_rng(0).uniform(size=64)
     for i, score in enumerate(scores):
         timeline.add(i, i + 1, [("cut", score)])
-    assert timeline.bin_s == 4
-    assert timeline.mean_scores("cut") == pytest.approx(scores.reshape(16, 4).mean(axis=1))
+    assert timeline.bins.bin_s == 4
+    assert the_head(timeline).mean_scores("cut") == pytest.approx(scores.reshape(16, 4).mean(axis=1))
 
 
 def test_memory_does_not_grow_with_the_video() -> None:
@@ -52,8 +58,8 @@ def test_memory_does_not_grow_with_the_video() -> None:
     grown, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert grown < 100_000
-    assert len(timeline.labels) == 64
-    assert len(timeline.mean_scores(timeline.labels[0])) <= 2048
+    assert len(the_head(timeline).labels) == 64
+    assert len(the_head(timeline).mean_scores(the_head(timeline).labels[0])) <= 2048
     assert timeline.num_clips == 20_000
 
 
@@ -62,7 +68,7 @@ def test_a_strong_class_that_comes_late_is_kept() -> None:
     for i in range(200):
         timeline.add(i, i + 1, [(f"weak {i % 10}", 0.05), ("steady", 0.5)])
     timeline.add(200, 201, [("late", 0.9)])
-    assert set(timeline.labels[:2]) == {"steady", "late"}
+    assert set(the_head(timeline).labels[:2]) == {"steady", "late"}
 
 
 def test_the_best_class_is_known_per_bin_and_a_dropped_one_is_not_replaced() -> None:
@@ -70,10 +76,10 @@ def test_the_best_class_is_known_per_bin_and_a_dropped_one_is_not_replaced() -> 
     timeline.add(0, 1, [("a", 0.3), ("b", 0.2)])
     timeline.add(1, 2, [("b", 0.9), ("a", 0.1)])
     timeline.add(2, 3, [("c", 0.8), ("b", 0.1)])  # drops "a", the weakest
-    labels = timeline.labels
+    labels = the_head(timeline).labels
     assert set(labels) == {"b", "c"}
-    bins_per_s = round(1 / timeline.bin_s)
-    best = timeline.best(labels)[::bins_per_s]
+    bins_per_s = round(1 / timeline.bins.bin_s)
+    best = the_head(timeline).best(labels)[::bins_per_s]
     assert best.tolist() == [-1, labels.index("b"), labels.index("c")]
 
 
@@ -139,3 +145,53 @@ def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeyp
     with pytest.raises(ValueError, match="No space left on device"):
         timeline.save(tmp_path / "a.png")
     assert os.listdir(tmp_path) == []
+
+
+def test_heads_are_kept_apart_and_a_weak_one_is_not_pushed_out() -> None:
+    timeline = Timeline(heads=("action", "verb"), max_labels=2, max_tracked=2)
+    timeline.add(0, 1, [("cut tomato", 0.2), ("cut pan", 0.1)], [("cut", 0.9), ("wash", 0.8)])
+    timeline.add(1, 2, [("wash pan", 0.3)], [("cut", 0.4)])
+    actions, verbs = timeline.heads
+    assert set(actions.labels) == {"cut tomato", "wash pan"}
+    bins_per_s = round(1 / timeline.bins.bin_s)
+    assert actions.mean_scores("wash pan")[::bins_per_s] == pytest.approx([0.0, 0.3])
+    assert verbs.mean_scores("cut")[::bins_per_s] == pytest.approx([0.9, 0.4])
+
+
+def test_the_picture_may_begin_before_the_first_prediction(tmp_path: Path) -> None:
+    timeline = Timeline(start_s=0.0, remark="drawn ahead")
+    timeline.add(5, 10, [("a", 1.0)])
+    assert np.isnan(the_head(timeline).mean_scores("a").reshape(10, -1)[:, 0]).tolist() == [True] * 5 + [False] * 5
+    timeline.save(tmp_path / "a.png")
+    picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    blue = np.nonzero((np.abs(picture - (0x2F, 0x6F, 0xDE)).sum(axis=2) < 10).sum(axis=0) > 20)[0]
+    left, right = blue.min(), blue.max()
+    assert right - left == pytest.approx((picture.shape[1] - 0.95 * 120 - left), abs=2)  # up to the right margin
+    with pytest.raises(ValueError, match="in order"):
+        timeline.add(-1, 2, [])
+
+
+def test_what_leads_stands_on_top_and_is_twice_as_tall(tmp_path: Path) -> None:
+    timeline = Timeline(heads=("action", "verb", "noun"), first_leads=True, max_labels=3)
+    timeline.add(0, 1, [("cut tomato", 1.0)], [("cut", 1.0)], [("tomato", 1.0)])
+    timeline.save(tmp_path / "a.png")
+    picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    column = picture[:, 400]
+    tops, heights = [], []
+    for color in ((0x2F, 0x6F, 0xDE), (0xE4, 0x57, 0x2E), (0x2A, 0x9D, 0x5C)):
+        rows = np.nonzero(np.abs(column - color).sum(axis=1) < 10)[0]
+        band = rows[: int(np.argmax(np.diff(rows) > 1)) + 1]  # below it comes the row of the class
+        tops.append(int(band[0]))
+        heights.append(len(band))
+    assert tops == sorted(tops)
+    assert heights[0] > 1.9 * heights[1]
+    assert heights[1] == pytest.approx(heights[2], abs=1)
+
+
+def test_many_heads_long_names_and_heads_without_classes_can_be_drawn(tmp_path: Path) -> None:
+    timeline = Timeline(heads=("action", *(f"head {i}" for i in range(9))), first_leads=True)
+    for i in range(30):
+        name = f"put-down the very long chopping board number {i}"
+        timeline.add(i, i + 1, [(name, 0.1)], *[[(f"class {i}", 0.4)]] * 8, [])
+    timeline.save(tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").size[0] == 1560

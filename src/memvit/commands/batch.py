@@ -143,7 +143,7 @@ class Batch:
         find_persons = any(result.num_persons is not None for result in self.results)
         for heading in ("clips", *(["people"] if find_persons else []), "duration", "speed"):
             table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("top class", overflow="fold")
+        table.add_column(_top_heading(self.results), overflow="fold")
         table.add_column("results", overflow="fold")
         for result in self.results:
             notes = [f"{result.dropped_frames:,} frames dropped"] if result.dropped_frames else []
@@ -156,10 +156,24 @@ class Batch:
                 *([f"{result.num_persons or 0:,}"] if find_persons else []),
                 f"{result.duration_s:,.1f} s",
                 f"{result.speed:,.1f}x real time",
-                _plain(", ".join(result.top)),
+                _plain(_top(result)),
                 _plain(result.folder),
             )
         return table
+
+
+def _top_heading(results: Sequence[VideoResult]) -> str:
+    what = "top class" if all(result.top_action is None for result in results) else "top action"
+    ahead_s = max(result.anticipation_s for result in results)
+    return f"{what}, {ahead_s:g} s ahead" if ahead_s else what
+
+
+def _top(result: VideoResult) -> str:
+    """What was the best for the longest time: of several heads the action first, then their classes, each on its line."""
+    if not result.head_names:
+        return ", ".join(result.top)
+    heads = [f"{name}: {label}" for name, label in zip(result.head_names, result.top, strict=False)]
+    return "\n".join([*filter(None, [result.top_action]), *heads])
 
 
 def _clips(number: int) -> str:

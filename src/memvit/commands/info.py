@@ -23,7 +23,7 @@ def info(
     fps: float | None = None,
     json: bool = False,
 ) -> int:
-    """Show what a model costs and sees: parameters, multiply-accumulates per clip, temporal support.
+    """Show what a model costs and sees: parameters, multiply-accumulates per clip, temporal support; and whether it anticipates.
 
     Args:
         model: a preset, published weights, a directory with a model, or a repository of the Hugging Face Hub.
@@ -52,11 +52,18 @@ def info(
         crop_size=crop_size,
         fps=fps,
     )
-    summary = describe(config, model)
+    summary, head = describe(config, model), config.head
     if json:
-        print(jsons.dumps(summary.to_dict(), indent=2))
-    else:
-        stdout_console().print(format_summary(summary))
+        says = {"head_names": head.names, "anticipation_s": head.anticipation_s}
+        print(jsons.dumps(summary.to_dict() | says, indent=2))
+        return 0
+    table = format_summary(summary)
+    if head.names:
+        table.add_row("heads", ", ".join(head.names))
+    if head.anticipation_s:
+        seen = {"clip": "the end of a clip", "frames": "the last frame of a token time"}[head.task]
+        table.add_row("anticipates", f"what goes on {head.anticipation_s:g} s after {seen}")
+    stdout_console().print(table)
     return 0
 
 

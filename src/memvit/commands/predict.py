@@ -30,11 +30,15 @@ def predict(
     max_duration: float | None = None,
     max_attempts: int = 5,
 ) -> int:
-    """Recognise what happens in videos, clip by clip, with memory.
+    """Recognise what happens in videos, or what is coming, clip by clip, with memory.
 
     Each video gets a folder OUT/NAME with predictions.jsonl and predictions.csv, which grow while it runs, and at its end
     timeline.png, summary.json and, if asked for, overlay.mp4. Results of an earlier run there are replaced. Exit code 0:
     all is well; 1: a video is damaged or cannot be used, the others are done; 130: interrupted.
+
+    A model with several heads, say verb and noun, also gives actions: one class of each head, scored by the product of their
+    probabilities. A model that anticipates says at the end of every clip what goes on some time later; about_s is that time,
+    the timeline shows it there, and the overlay from the end of the clip on.
 
     Args:
         inputs: video files, folders of images (one video each), folders of videos (without their subfolders), addresses of
@@ -43,11 +47,12 @@ def predict(
             `memvit convert` or `save_pretrained` wrote, or a repository of the Hugging Face Hub.
         config: instead of a model, a YAML config of the authors' release.
         checkpoint: a .pyth checkpoint of the authors' release, for the config or for a preset.
-        labels: class names: a text file with one per line, a .json list, or a .csv with id,name. One file per head.
+        labels: class names: a text file with one per line, a .json list, or a .csv with id,name. One file per head, after
+            which several heads are called.
         out: folder for the results.
         overlay: write an annotated video as well. Every frame shows what was recognised in its clip, so the file is read a
             second time; live sources cannot be.
-        topk: classes listed per clip.
+        topk: classes listed per clip and head, and actions per clip.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
         dtype: number format of the forward pass.
         start: where in the videos to start, seconds.
@@ -63,6 +68,7 @@ def predict(
     from pathlib import Path
 
     from memvit.commands.batch import Batch, Reading
+    from memvit.models.config import ACTION
     from memvit.models.hub import make_directory
     from memvit.online import OnlineRecognizer
     from memvit.online.predict import predict_video
@@ -84,6 +90,8 @@ def predict(
     root = make_directory(out)
     chosen = choose_model(model, config, checkpoint)
     head_names = chosen.name_classes(labels)
+    if ACTION in (head_names or ()):  # a file's name only
+        head_names = None
     chosen.model.to(target)
 
     def new_recognizer() -> OnlineRecognizer:

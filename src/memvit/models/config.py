@@ -6,6 +6,7 @@ The names follow the paper (Wu et al., CVPR 2022) and the field; `slowfast.py` t
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 Size3 = tuple[int, int, int]  # time, height, width
 
 LAYER_PLACEMENTS = ("all", "early", "middle", "late", "uniform")
+ACTION = "action"  # what the classes of several heads make together; no head of theirs is called so
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class HeadConfig:
         activation: turns logits into scores outside the model: "softmax" or "sigmoid".
         dropout: before the last Linear.
         class_names: per head, the names of its classes; empty where unknown.
+        names: what the heads are called, say "verb" and "noun"; empty where unknown.
+        anticipation_s: the model says what goes on so many seconds after the end of what it has seen; 0: it recognises.
         spatial_scale_factor: input pixels per token of the last block, for RoIAlign.
         box_depth: attention blocks over the boxes of a clip, with box memory.
         max_boxes: box tokens per clip; fewer boxes are padded with zero vectors, more enlarge it.
@@ -87,6 +91,8 @@ class HeadConfig:
     activation: Literal["softmax", "sigmoid"] = "softmax"
     dropout: float = 0.5
     class_names: tuple[tuple[str, ...], ...] = ()
+    names: tuple[str, ...] = ()
+    anticipation_s: float = 0.0
     spatial_scale_factor: int = 32
     box_aligned: bool = True
     box_depth: int = 0
@@ -116,8 +122,21 @@ class HeadConfig:
                 counts,
                 f"names do not match num_classes={self.num_classes}",
             )
+        if self.names:
+            self._check_names()
+        ahead_s = self.anticipation_s
+        _require(_is_duration(ahead_s), "head.anticipation_s", ahead_s, "must be seconds, 0 or more")
+        _require(not ahead_s or self.task != "boxes", "head.anticipation_s", ahead_s, "needs task 'clip' or 'frames'")
         for name in ("dropout", "box_dropout", "box_attention_dropout", "box_qkv_dropout", "box_drop_path"):
             _require_rate(f"head.{name}", getattr(self, name))
+
+    def _check_names(self) -> None:
+        num_heads, names = len(self.num_classes), self.names
+        is_named = len(names) == num_heads and all(isinstance(name, str) and name for name in names)
+        _require(is_named, "head.names", names, f"{num_heads} heads (num_classes={self.num_classes}) need a name each")
+        _require(len(set(names)) == num_heads, "head.names", names, "two heads have one name")
+        if num_heads > 1:
+            _require(ACTION not in names, "head.names", names, f"{ACTION!r} is what the heads say together")
 
 
 @dataclass(frozen=True)
@@ -308,7 +327,8 @@ class MViTConfig:
         """A copy with some fields changed, whichever part they belong to.
 
         A name is a field of `MViTConfig`, `memory_` + a field of `MemoryConfig`, or a field of `HeadConfig`, so
-        `replace(depth=8, memory_length=4, num_classes=97)` needs no nesting.
+        `replace(depth=8, memory_length=4, num_classes=97)` needs no nesting. Other `num_classes` drop the `class_names`, and
+        another number of heads drops their `names`, unless they are given too.
 
         Raises:
             ValueError: an unknown name.
@@ -327,8 +347,11 @@ class MViTConfig:
                 known = sorted(_field_names(MViTConfig) | _field_names(HeadConfig))
                 known += [f"memory_{field_name}" for field_name in sorted(_field_names(MemoryConfig))]
                 raise ValueError(f"unknown model option {name!r}; options are {', '.join(known)}")
-        if "num_classes" in head and "class_names" not in head:
-            head["class_names"] = ()
+        if "num_classes" in head:
+            num_heads = 1 if isinstance(head["num_classes"], int) else len(head["num_classes"])
+            head.setdefault("class_names", ())
+            if num_heads != len(trunk.get("head", self.head).names):
+                head.setdefault("names", ())
         trunk = {name: value if dataclasses.is_dataclass(value) else _as_tuples(value) for name, value in trunk.items()}
         if memory:
             trunk["memory"] = dataclasses.replace(trunk.get("memory", self.memory), **memory)
@@ -396,6 +419,10 @@ def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 def _is_whole(value: object, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_duration(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _require_whole(name: str, value: object, least: int = 1) -> None:

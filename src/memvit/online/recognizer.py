@@ -17,7 +17,7 @@ from torch import Tensor
 
 from memvit.models.memory import Memory
 from memvit.models.memvit import MeMViT
-from memvit.online.prediction import ClipPrediction
+from memvit.online.prediction import ClipPrediction, newest_time
 from memvit.online.stream import ClipGrid, FrameClip, StreamState
 from memvit.video import ClipTransform, Frame, Prefetcher, TimeSampler
 
@@ -28,12 +28,13 @@ STATE_VERSION = 1
 
 @dataclass(frozen=True)
 class ReadyClip:
-    """A clip for the model: (3, T, H, W), normalised."""
+    """A clip for the model: (3, T, H, W), normalised; its last frames may repeat the one before them."""
 
     stream: Hashable
     clip: Tensor
     start_s: float
     end_s: float
+    num_repeated: int = 0
 
 
 class OnlineRecognizer:
@@ -48,7 +49,8 @@ class OnlineRecognizer:
     frame rate. The streams of one `push_many` call go through the model as one batch.
 
     Args:
-        model: put into eval mode. Its head's `class_names` name the classes.
+        model: put into eval mode. Its head's `class_names` name the classes. It recognises, or anticipates if its head has
+            `anticipation_s`: see `ClipPrediction`.
         fps: frame rate that `sampling_rate` refers to, and the rate of frames pushed without a time.
         sampling_rate: a clip takes every so-many-th frame; the model's own where None.
         stride: sampled frames from the start of a clip to the start of the next. None: clips follow one another.
@@ -351,8 +353,9 @@ class OnlineRecognizer:
     def _ready(self, stream: Hashable, clips: Sequence[FrameClip]) -> list[ReadyClip]:
         ready = []
         for clip in clips:
-            padded = [*clip.frames, *[clip.frames[-1]] * (self.grid.num_frames - len(clip.frames))]
-            ready.append(ReadyClip(stream, self.transform.clip(padded), clip.start_s, clip.end_s))
+            num_repeated = self.grid.num_frames - len(clip.frames)
+            padded = [*clip.frames, *[clip.frames[-1]] * num_repeated]
+            ready.append(ReadyClip(stream, self.transform.clip(padded), clip.start_s, clip.end_s, num_repeated))
         return ready
 
     def _sample(
@@ -413,18 +416,21 @@ class OnlineRecognizer:
         predictions = []
         for b, (clip, state) in enumerate(zip(batch, states, strict=True)):
             state.memory = memory[b]
-            predictions.append(
-                ClipPrediction(
-                    stream=clip.stream,
-                    clip=state.num_clips,
-                    start_s=clip.start_s,
-                    end_s=clip.end_s,
-                    logits=tuple(array[b] for array in arrays),
-                    head=self.model.config.head,
-                )
-            )
+            predictions.append(self._prediction(clip, state.num_clips, tuple(array[b] for array in arrays)))
             state.num_clips += 1
         return predictions
+
+    def _prediction(self, clip: ReadyClip, number: int, logits: tuple[np.ndarray, ...]) -> ClipPrediction:
+        """What the logits of one clip say, and about when."""
+        head = self.model.config.head
+        newest, seen_s = -1, clip.end_s
+        if head.task == "frames":
+            num_frames, num_times = clip.clip.shape[1], len(logits[0])
+            newest = newest_time(num_frames - clip.num_repeated, num_frames, num_times)
+            last_frame = (newest + 1) * num_frames / num_times - 1
+            seen_s = clip.start_s + last_frame * self.grid.period_s
+        about_s = seen_s + head.anticipation_s if head.anticipation_s > 0 else None
+        return ClipPrediction(clip.stream, number, clip.start_s, clip.end_s, logits, head, about_s, newest)
 
     def _memory(self, state: StreamState, clips: Tensor) -> Memory:
         """A stream's memory; empty if it has none, or one of clips of another size."""

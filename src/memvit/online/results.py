@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TextIO
 
+from memvit.models.config import ACTION
+
 PREDICTIONS_FILE = "predictions.jsonl"
 CSV_FILE = "predictions.csv"
 SUMMARY_FILE = "summary.json"
@@ -26,40 +28,52 @@ OVERLAY_FILE = "overlay.mp4"
 
 UNTRAINED_NOTICE = "weights are random: these predictions mean nothing"
 
-CSV_COLUMNS = ("video", "clip", "start_s", "end_s", "head", "rank", "label", "score", "untrained")
+CSV_COLUMNS = ("video", "clip", "start_s", "end_s", "head", "rank", "label", "score", "untrained", "about_s")
+
+Labels = tuple[tuple[str, float], ...]
+"""(label, score), best first."""
 
 Status = Literal["complete", "partial", "interrupted", "failed"]
 
 
 @dataclass(frozen=True)
 class ClipRecord:
-    """What was recognised in one clip, as a line of `predictions.jsonl` has it.
+    """What a model said of one clip, as a line of `predictions.jsonl` has it.
 
     Attributes:
         video: the source, an address without its password.
         clip: number of the clip in its video, from 0.
         start_s, end_s: the clip in seconds of the video.
-        topk: per head, (label, score) of its best classes, best first.
+        topk: per head, its best classes.
         untrained: the weights were random, so the scores mean nothing.
+        actions: the best combinations of one class of each head (`ClipPrediction.actions`); none where there are no such. A
+            line has `actions` only where there are some.
+        about_s: of a model that anticipates, the moment that all of this is about, seconds of the video; None: it is about
+            the clip, and the line has no `about_s`.
     """
 
     video: str
     clip: int
     start_s: float
     end_s: float
-    topk: tuple[tuple[tuple[str, float], ...], ...]
+    topk: tuple[Labels, ...]
     untrained: bool = False
+    actions: Labels = ()
+    about_s: float | None = None
 
     def to_json(self) -> str:
         """One line, without its end."""
-        heads = [[{"label": label, "score": short(score)} for label, score in head] for head in self.topk]
         line: dict[str, Any] = {
             "video": self.video,
             "clip": self.clip,
             "start_s": round(self.start_s, 6),
             "end_s": round(self.end_s, 6),
-            "topk": heads,
         }
+        if self.about_s is not None:
+            line["about_s"] = round(self.about_s, 6)
+        line["topk"] = [_plain(head) for head in self.topk]
+        if self.actions:
+            line["actions"] = _plain(self.actions)
         if self.untrained:
             line["untrained"] = True
         return json.dumps(line, ensure_ascii=False, allow_nan=False)
@@ -73,9 +87,17 @@ class ClipRecord:
         """
         try:
             data = json.loads(line)
-            topk = tuple(tuple((str(c["label"]), float(c["score"])) for c in head) for head in data["topk"])
-            start_s, end_s = float(data["start_s"]), float(data["end_s"])
-            return cls(str(data["video"]), int(data["clip"]), start_s, end_s, topk, bool(data.get("untrained", False)))
+            about_s = data.get("about_s")
+            return cls(
+                video=str(data["video"]),
+                clip=int(data["clip"]),
+                start_s=float(data["start_s"]),
+                end_s=float(data["end_s"]),
+                topk=tuple(_labels(head) for head in data["topk"]),
+                untrained=bool(data.get("untrained", False)),
+                actions=_labels(data.get("actions", ())),
+                about_s=None if about_s is None else float(about_s),
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"no line of predictions ({type(error).__name__}: {error})") from error
 
@@ -93,6 +115,9 @@ class VideoResult:
         start_s, end_s: first and last instant recognised, seconds of the video; both 0 without clips.
         elapsed_s: time that it took, without drawing.
         top: per head, the class that was the best one for the longest time; empty without clips.
+        top_action: the same of the actions that the classes of several heads make; None where they make none.
+        head_names: what the heads are called; empty where there is one.
+        anticipation_s: what was said of a clip is about so many seconds after it; 0: about the clip.
         model: what the model is called.
         untrained: the weights were random.
         message: one line about what went wrong; None where nothing did.
@@ -110,6 +135,9 @@ class VideoResult:
     end_s: float
     elapsed_s: float
     top: tuple[str, ...] = ()
+    top_action: str | None = None
+    head_names: tuple[str, ...] = ()
+    anticipation_s: float = 0.0
     model: str = ""
     untrained: bool = False
     message: str | None = None
@@ -271,6 +299,9 @@ class ResultFolder:
 class ResultWriter(ResultFolder):
     """Writes `predictions.jsonl` and `predictions.csv`, clip by clip.
 
+    The CSV has a row per class of every head, and with "action" as their head a row per action. Its last column, `about_s`, is
+    empty unless the model anticipates.
+
     Args:
         folder: made where missing.
         head_names: per head, what the CSV calls it.
@@ -290,13 +321,15 @@ class ResultWriter(ResultFolder):
         Raises:
             ValueError: the disk is full or gone.
         """
-        times = f"{record.start_s:.6f}".rstrip("0").rstrip("."), f"{record.end_s:.6f}".rstrip("0").rstrip(".")
         self.append_line(PREDICTIONS_FILE, record.to_json())
+        clip = (record.video, record.clip, _seconds(record.start_s), _seconds(record.end_s))
+        end = (str(record.untrained).lower(), "" if record.about_s is None else _seconds(record.about_s))
+        heads = [*zip(self.head_names, record.topk, strict=True), (ACTION, record.actions)]
         self.append_rows(
             CSV_FILE,
             [
-                (record.video, record.clip, *times, head, rank, label, short(score), str(record.untrained).lower())
-                for head, classes in zip(self.head_names, record.topk, strict=True)
+                (*clip, head, rank, label, short(score), *end)
+                for head, classes in heads
                 for rank, (label, score) in enumerate(classes, start=1)
             ],
         )
@@ -311,3 +344,15 @@ def cannot_write(path: str | os.PathLike[str], error: OSError) -> ValueError:
 def short(score: float) -> float:
     """Six digits are more than a score means."""
     return float(f"{score:.6g}")
+
+
+def _seconds(time_s: float) -> str:
+    return f"{time_s:.6f}".rstrip("0").rstrip(".")
+
+
+def _plain(classes: Labels) -> list[dict[str, Any]]:
+    return [{"label": label, "score": short(score)} for label, score in classes]
+
+
+def _labels(classes: Iterable[dict[str, Any]]) -> Labels:
+    return tuple((str(entry["label"]), float(entry["score"])) for entry in classes)

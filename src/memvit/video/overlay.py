@@ -12,19 +12,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from memvit.video.layers import Layer, fit_text, load_font, one_line, rounded_box
+from memvit.video.panel import PANEL_COLOR, TEXT_COLOR, Entries, Panel, format_percent, render_panel, wanted_width
 
-Entries = Sequence[tuple[str, float]]
-"""Labels with their scores in [0, 1], best first."""
+__all__ = ["Entries", "OverlayRenderer", "draw_predictions", "format_percent", "format_time"]
 
-_MAX_ENTRIES = 10
 _MIN_FONT_PX = 9
 _MIN_BANNER_FONT_PX = 7  # smaller than is comfortable, but better read than cut off
-_PANEL_COLOR = (14, 17, 23, 178)
-_TRACK_COLOR = (255, 255, 255, 26)
-_TOP_BAR_COLOR = (56, 132, 255, 235)
-_BAR_COLOR = (120, 150, 190, 130)
-_TEXT_COLOR = (255, 255, 255, 255)
-_DIM_TEXT_COLOR = (222, 227, 235, 255)
 _BANNER_COLOR = (255, 190, 40, 240)
 _BANNER_TEXT_COLOR = (30, 22, 0, 255)
 _PROGRESS_COLOR = (56, 132, 255, 255)
@@ -56,7 +49,14 @@ class OverlayRenderer:
         self._rendered: dict[str, tuple[object, Layer | None]] = {}
 
     def draw(
-        self, rgb: np.ndarray, entries: Entries, footer: str | None = None, *, time_s: float | None = None
+        self,
+        rgb: np.ndarray,
+        entries: Entries,
+        footer: str | None = None,
+        *,
+        groups: Sequence[tuple[str, Entries]] = (),
+        heading: str = "",
+        time_s: float | None = None,
     ) -> np.ndarray:
         """Return a copy of a frame with the predictions on it.
 
@@ -65,6 +65,9 @@ class OverlayRenderer:
             entries: labels with scores in [0, 1], in the order to be drawn; as many as fit are drawn, 10 at most. None
                 are fine.
             footer: what has to be plain to every viewer ("untrained weights"), drawn as a banner along the bottom.
+            groups: of a model with several heads, the name and the entries of each, drawn below `entries`: these are what
+                the heads say together, and the first of them is drawn larger.
+            heading: a line above the entries, if there are any.
             time_s: where in the video the frame is, seconds; drawn in the upper right corner.
 
         Raises:
@@ -73,7 +76,8 @@ class OverlayRenderer:
         self.check(rgb)
         frame = rgb.copy()
         banner = self._layer("banner", footer or None)
-        panel = self._layer("panel", (tuple(entries), banner is not None) if len(entries) else None)
+        says = Panel(tuple(entries), tuple((name, tuple(of_group)) for name, of_group in groups), heading)
+        panel = self._layer("panel", None if says.is_empty else (says, banner is not None))
         clock = self._layer("clock", None if time_s is None else format_time(time_s))
         for layer in (panel, clock, banner):
             if layer is not None:
@@ -115,6 +119,10 @@ class OverlayRenderer:
     def _banner_height(self) -> int:
         return min(round(1.9 * self._font_px), self.height)
 
+    @property
+    def _clock_height(self) -> int:
+        return round(1.2 * self._font_px) + max(2, round(0.45 * self._font_px))
+
     def _render_banner(self, text: str) -> Layer:
         font_px = self._font_px
         image = Image.new("RGBA", (self.width, self._banner_height), _BANNER_COLOR)
@@ -132,33 +140,26 @@ class OverlayRenderer:
         font = load_font("DejaVuSans.ttf", self._font_px)
         pad = max(2, round(0.45 * self._font_px))
         width = math.ceil(font.getlength(text)) + 2 * pad
-        height = round(1.2 * self._font_px) + pad
+        height = self._clock_height
         if width + 2 * self._margin > self.width or height + 2 * self._margin > self.height:
             return None
-        image = rounded_box(width, height, radius=pad, color=_PANEL_COLOR)
-        ImageDraw.Draw(image).text((width / 2, height / 2), text, fill=_TEXT_COLOR, font=font, anchor="mm")
+        image = rounded_box(width, height, radius=pad, color=PANEL_COLOR)
+        ImageDraw.Draw(image).text((width / 2, height / 2), text, fill=TEXT_COLOR, font=font, anchor="mm")
         return Layer.of(image, left=self.width - self._margin - width, top=self._margin)
 
-    def _render_panel(self, key: tuple[tuple[tuple[str, float], ...], bool]) -> Layer | None:
-        entries, has_banner = key
-        for label, score in entries:
-            if not math.isfinite(score):
-                raise ValueError(f"the score of {label!r} is {score}; only finite scores can be drawn")
+    def _render_panel(self, key: tuple[Panel, bool]) -> Layer | None:
+        panel, has_banner = key
         font_px, margin = self._font_px, self._margin
-        pad, row_gap = max(2, round(0.5 * font_px)), max(1, round(0.22 * font_px))
-        row_height = round(1.5 * font_px)
-        room = self.height - 2 * margin - 2 * pad - (self._banner_height if has_banner else 0) + row_gap
-        num_rows = min(len(entries), _MAX_ENTRIES, room // (row_height + row_gap))
-        # The clock stands to the right of the panel.
-        width = min(max(round(0.36 * self.width), 16 * font_px), self.width - 2 * margin - 5 * font_px)
-        if num_rows < 1 or width < 5 * font_px:
-            return None
-        height = num_rows * (row_height + row_gap) - row_gap + 2 * pad
-        image = rounded_box(width, height, radius=pad, color=_PANEL_COLOR)
-        for i, (label, score) in enumerate(entries[:num_rows]):
-            row = _render_row(label, min(max(score, 0.0), 1.0), width - 2 * pad, row_height, font_px, is_top=i == 0)
-            image.alpha_composite(row, (pad, pad + i * (row_height + row_gap)))
-        return Layer.of(image, left=margin, top=margin)
+        wanted, beside_clock = wanted_width(panel, font_px, self.width), self.width - 2 * margin - 5 * font_px
+        places = [(min(wanted, beside_clock), margin)]
+        if panel.groups and wanted > beside_clock:  # rather below the clock
+            places.insert(0, (min(wanted, self.width - 2 * margin), margin + self._clock_height + margin // 2))
+        bottom = self.height - margin - (self._banner_height if has_banner else 0)
+        for width, top in places:
+            image = render_panel(panel, font_px, width, bottom - top)
+            if image is not None:
+                return Layer.of(image, left=margin, top=top)
+        return None
 
 
 def draw_predictions(
@@ -185,27 +186,3 @@ def format_time(time_s: float) -> str:
     sign, seconds = ("-", int(-time_s)) if time_s <= -1 else ("", int(max(time_s, 0)))
     hours, minutes, seconds = seconds // 3600, seconds // 60 % 60, seconds % 60
     return f"{sign}{hours}:{minutes:02}:{seconds:02}" if hours else f"{sign}{minutes}:{seconds:02}"
-
-
-def format_percent(score: float) -> str:
-    """A score in percent, with one decimal place below 10%."""
-    return f"{100 * score:.0f}%" if score >= 0.0995 or score == 0 else f"{100 * score:.1f}%"
-
-
-def _render_row(label: str, score: float, width: int, height: int, font_px: int, *, is_top: bool) -> Image.Image:
-    """One prediction, RGBA: its bar as long as its score, the label and the score in percent upon it."""
-    row = rounded_box(width, height, radius=height // 5, color=_TRACK_COLOR)
-    bar_width = round(score * width)
-    if bar_width:
-        # Cut from a full bar, so that a short one keeps the track's rounded corner instead of bulging beyond it.
-        bar = rounded_box(width, height, radius=height // 5, color=_TOP_BAR_COLOR if is_top else _BAR_COLOR)
-        row.paste(bar.crop((0, 0, bar_width, height)), (0, 0))
-    font = load_font("DejaVuSans-Bold.ttf" if is_top else "DejaVuSans.ttf", font_px)
-    color = _TEXT_COLOR if is_top else _DIM_TEXT_COLOR
-    pad = max(2, round(0.35 * font_px))
-    percent = format_percent(score)
-    draw = ImageDraw.Draw(row)
-    draw.text((width - pad, height / 2), percent, fill=color, font=font, anchor="rm")
-    room = width - 3 * pad - font.getlength(percent)
-    draw.text((pad, height / 2), fit_text(one_line(label), font, room), fill=color, font=font, anchor="lm")
-    return row
