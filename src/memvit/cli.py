@@ -19,7 +19,7 @@ from memvit.commands.cost import cost
 from memvit.commands.data import check, make
 from memvit.commands.demo import demo
 from memvit.commands.detect import detect
-from memvit.commands.evaluate import ava
+from memvit.commands.evaluate import ava, epic
 from memvit.commands.info import info
 from memvit.commands.predict import predict
 from memvit.commands.terminal import log_to, reason, say, stderr_console
@@ -43,7 +43,7 @@ COMMANDS: dict[str, Callable[..., int] | Group] = {
     "convert": convert,
     "demo": demo,
     "data": Group("Check your annotated videos, or make some to try things with.", {"check": check, "make": make}),
-    "evaluate": Group("Measure predictions in files, by the definitions of a benchmark.", {"ava": ava}),
+    "evaluate": Group("Measure predictions in files, by the definitions of a benchmark.", {"ava": ava, "epic": epic}),
 }
 
 # Lightning makes their parsers, in memvit.training.cli.

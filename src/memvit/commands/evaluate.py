@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from memvit.commands.terminal import say, stdout_console
+from memvit.commands.terminal import say, stderr_console, stdout_console
 
 TABLE_FILE, PICTURE_FILE = "ap.csv", "ap.png"
 
@@ -61,4 +61,60 @@ def ava(
         save_class_picture(result, Path(out, PICTURE_FILE), names=names)
         if not json:
             say(stdout_console(), f"written to {out}: {TABLE_FILE}, {PICTURE_FILE}")
+    return 0
+
+
+def epic(
+    annotations: str,
+    submission: str,
+    *,
+    tail_verbs: str | None = None,
+    tail_nouns: str | None = None,
+    unseen_participants: str | None = None,
+    json: bool = False,
+) -> int:
+    """Measure a submission to the recognition or anticipation challenge of EPIC-KITCHENS-100, as the challenge does.
+
+    Prints top-1 and top-5 accuracy, or class-mean top-5 recall, of verbs, nouns and actions. Segments are matched by their
+    narration ids. Files of tail classes and unseen participants that lie beside the annotations, under their official names,
+    are used without being given.
+
+    Args:
+        annotations: CSV file of labelled segments, as EPIC_100_validation.csv.
+        submission: zip file with the scores of these segments, in the form of the challenge.
+        tail_verbs: CSV file of rare verbs, as EPIC_100_tail_verbs.csv.
+        tail_nouns: CSV file of rare nouns, as EPIC_100_tail_nouns.csv.
+        unseen_participants: CSV file of participants that training has not seen, as
+            EPIC_100_unseen_participant_ids_validation.csv.
+        json: print JSON, values in percent by the names of the official evaluators.
+    """
+    from memvit.commands.evaluate_report import epic_as_json, print_epic
+    from memvit.metrics.epic_annotations import (
+        TAIL_NOUNS_FILE,
+        TAIL_VERBS_FILE,
+        UNSEEN_PARTICIPANTS_FILE,
+        read_annotations,
+    )
+    from memvit.metrics.epic_submission import read_submission
+
+    subsets = {"tail_verbs": tail_verbs, "tail_nouns": tail_nouns, "unseen_participants": unseen_participants}
+    found, missing = [], []
+    for option, name in zip(subsets, (TAIL_VERBS_FILE, TAIL_NOUNS_FILE, UNSEEN_PARTICIPANTS_FILE), strict=True):
+        beside = Path(annotations).with_name(name)
+        if subsets[option] is None and beside.is_file():
+            subsets[option] = str(beside)
+            found.append(name)
+        elif subsets[option] is None:
+            missing.append(f"--{option}")
+    segments = read_annotations(annotations)  # quickly found to be wrong, other than the scores
+    scores = read_submission(submission)
+    values = scores.measure(segments, **subsets)
+    if found:
+        say(stderr_console(), f"found beside {annotations} and used: {', '.join(found)}")
+    if missing:
+        say(stderr_console(), f"some values are left out, for want of {', '.join(missing)}")
+    if json:
+        print(epic_as_json(scores.challenge, len(segments), values))
+    else:
+        print_epic(scores.challenge, len(segments), values)
     return 0

@@ -13,6 +13,9 @@ from rich.table import Table
 
 from memvit.commands.terminal import say, stdout_console
 from memvit.metrics.ava import AvaResult
+from memvit.metrics.epic_kitchens import TASKS
+
+EPIC_METRICS = {"accuracy_at_1": "top-1 accuracy", "accuracy_at_5": "top-5 accuracy", "mt5r": "class-mean top-5 recall"}
 
 
 def as_json(result: AvaResult, names: Mapping[int, str]) -> str:
@@ -66,3 +69,39 @@ def write_classes(result: AvaResult, names: Mapping[int, str], path: Path) -> No
         writer.writerow(["action_id", "name", "boxes", "ap"])
         for action, ap in result.ap.items():
             writer.writerow([action, names[action], result.num_boxes[action], ap])
+
+
+def epic_as_json(challenge: str, num_segments: int, values: Mapping[str, float]) -> str:
+    """The metrics of EPIC-KITCHENS-100, in percent.
+
+    Args:
+        challenge: that they are of.
+        num_segments: how many segments are annotated.
+        values: by the names of the official evaluators.
+    """
+    return json.dumps({"challenge": challenge, "segments": num_segments, "metrics": dict(values)}, indent=2)
+
+
+def print_epic(challenge: str, num_segments: int, values: Mapping[str, float]) -> None:
+    """Prints a table of the metrics of EPIC-KITCHENS-100, in percent: a row for every subset and metric.
+
+    Args:
+        challenge: that they are of.
+        num_segments: how many segments are annotated.
+        values: by the names of the official evaluators.
+    """
+    rows: dict[tuple[str, str], dict[str, float]] = {}
+    for name, value in values.items():
+        subset, task, metric = name.split("_", 2)
+        rows.setdefault((subset, metric), {})[task] = value
+    table = Table()
+    table.add_column("segments")
+    table.add_column("metric")
+    for task in TASKS:
+        table.add_column(task, justify="right")
+    for (subset, metric), cells in rows.items():
+        texts = [f"{cells[task]:.2f} %" if task in cells else "" for task in TASKS]
+        table.add_row(subset, EPIC_METRICS[metric], *texts)
+    console = stdout_console()
+    console.print(table)
+    say(console, f"{challenge.replace('_', ' ')}, {num_segments:,} segments")
