@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from memvit.datasets.clips import ClipTiming
+from memvit.datasets.epic_kitchens import EpicKitchensDataset
+from memvit.datasets.epic_writing import tail_classes
 from memvit.datasets.scenes import RecallOptions, RecipeOptions, ShellGameOptions
 from memvit.datasets.scenes.recall import COLORS
 from memvit.datasets.scenes.recipe import RECIPES
@@ -165,6 +168,41 @@ def test_videos_that_are_there_are_kept_and_another_data_set_is_refused(tmp_path
         make_dataset("recall", tmp_path, videos=2, eval_videos=1, size=32, seed=1)
 
 
+def test_a_recipe_is_written_as_epic_kitchens_is(tmp_path):
+    root = make_dataset("recipe", tmp_path, videos=21, eval_videos=4, size=32, form="epic")
+    timing = ClipTiming(8, 1 / 8, 1.0, 4)
+    datasets = {
+        split: EpicKitchensDataset(root / "annotations" / f"EPIC_100_{name}.csv", root, timing)
+        for split, name in (("train", "train"), ("val", "validation"), ("test", "test"))
+    }
+    assert [video.name for video in datasets["train"].videos][::20] == ["P01_101", "P01_102"]
+    seen = {video.name[:3] for video in datasets["train"].videos}
+    assert [video.name[:3] in seen for video in datasets["val"].videos] == [True, False, True, False]
+    unseen = {row[0] for row in rows(root / "annotations" / "EPIC_100_unseen_participant_ids_validation.csv")[1:]}
+    assert not unseen & seen
+    names = [video.name for dataset in datasets.values() for video in dataset.videos]
+    assert len(set(names)) == len(names) == 29
+    # What the reader understands is what was drawn.
+    dataset = datasets["val"]
+    for index, video in enumerate(dataset.videos):
+        scene = make_scene("recipe", 0, "val", index)
+        found = dataset.rows[dataset.rows["video_id"] == video.name]
+        assert len(found) == len(scene.segments)
+        for segment, (_, row) in zip(scene.segments, found.iterrows(), strict=True):
+            assert row["start_s"] == pytest.approx(segment.start_s, abs=0.0051)
+            assert row["stop_s"] == pytest.approx(segment.end_s, abs=0.0051)
+            labels = dataset.classes[0][row["verb_class"]], dataset.classes[1][row["noun_class"]]
+            assert labels == segment.labels
+
+
+@pytest.mark.parametrize(
+    ("counts", "tail"),
+    [({"a": 90, "b": 6, "c": 4}, [1, 2]), ({"a": 50, "b": 50, "c": 0}, [2]), ({"a": 1, "b": 1, "c": 1}, [])],
+)
+def test_tail_classes_are_the_smallest_that_make_up_a_fifth(counts, tail):
+    assert tail_classes([name for name, number in counts.items() for _ in range(number)], "abc") == tail
+
+
 def test_difficulty_is_given_as_plain_numbers():
     assert task_options("shell_game", {"max_hidden_s": 6.0, "swap_probability": 1}) == ShellGameOptions(
         max_hidden_s=6, swap_probability=1.0
@@ -188,6 +226,7 @@ def test_difficulty_is_given_as_plain_numbers():
         ),
         (lambda: make_dataset("recall", "/nowhere", videos=0), "make 1 or more"),
         (lambda: make_dataset("recall", "/nowhere", size=3), "16 pixels or more"),
+        (lambda: make_dataset("recall", "/nowhere", form="epic"), "for verbs and nouns, which recall has not"),
     ],
 )
 def test_impossible_options_are_refused(make, message):

@@ -152,7 +152,7 @@ def test_the_configurations_that_come_along_are_understood(capsys: pytest.Captur
         with pytest.raises(SystemExit) as stopped:
             main(["fit", "--config", str(CONFIGS / name), "--print_config"])
         assert stopped.value.code == 0
-        assert "class_path: memvit.training.data." in capsys.readouterr().out
+        assert "class_path: memvit.training." in capsys.readouterr().out
 
 
 def test_ctrl_c_is_130_and_says_how_to_go_on(config: Path) -> None:

@@ -15,12 +15,12 @@ def check(
     files: list[str],
     *,
     videos: str,
-    task: Literal["clip", "frames", "boxes"] = "clip",
+    task: Literal["clip", "frames", "boxes", "epic"] = "clip",
     multi_label: bool = False,
     clip_s: float | None = None,
     label_map: str | None = None,
     first_second: float = 0.0,
-    image_fps: float = 30.0,
+    image_fps: float | None = None,
     json: bool = False,
 ) -> int:
     """Find everything that is wrong with annotations and videos, before a training does.
@@ -31,35 +31,38 @@ def check(
     Args:
         files: CSV files to train on, validate and test with, in this order; the first alone will do.
         videos: folder with the videos.
-        task: what is labelled: clips, the token times in them (both as video,start_s,end_s,label), or boxes (AVA's form).
+        task: what is labelled: clips, the token times in them (both as video,start_s,end_s,label), boxes (AVA's form), or
+            epic: segments in the files of EPIC-KITCHENS-100.
         multi_label: several classes can be true at a time. Boxes always may have several actions.
         clip_s: length of a clip in seconds, to see how many clips an epoch has.
         label_map: names of the actions of boxes, a CSV file with the columns label_id,label_name.
         first_second: the second of the annotations at which the video files begin, for boxes; 900 for AVA's own.
-        image_fps: images per second of folders of images.
+        image_fps: images per second of folders of images; left out: 30, or in EPIC-KITCHENS-100 what it must be.
         json: print JSON.
     """
     from memvit.commands.data_report import print_report
-    from memvit.datasets.annotations import VideoFolder
+    from memvit.datasets.annotations import IMAGE_FPS, VideoFolder
     from memvit.datasets.ava_boxes import read_boxes
     from memvit.datasets.check import check_annotations
+    from memvit.datasets.epic_kitchens import open_epic
     from memvit.datasets.label_maps import read_label_map
     from memvit.datasets.segments import read_segments
+    from memvit.models.zoo import cache_dir
 
     VideoFolder(videos)  # a wrong folder is wrong for every file
     read: Callable[..., Any]
-    if task == "boxes":
+    if task != "boxes" and (label_map is not None or first_second):
+        raise ValueError("--label_map and --first_second are for boxes: give --task boxes as well, or leave them out")
+    if task == "epic":
+        read = partial(open_epic, videos=videos, image_fps=image_fps, cache=cache_dir())
+    elif task == "boxes":
         if label_map is not None:
             read_label_map(label_map)
         read = partial(read_boxes, videos=videos, classes=label_map, first_second=first_second)
     else:
-        if label_map is not None or first_second:
-            raise ValueError(
-                "--label_map and --first_second are for boxes: give --task boxes as well, or leave them out"
-            )
         read = partial(read_segments, videos=videos, multi_label=multi_label)
     with _counting("opening videos") as show:
-        report = check_annotations(files, read, clip_s=clip_s, image_fps=image_fps, on_progress=show)
+        report = check_annotations(files, read, clip_s=clip_s, image_fps=image_fps or IMAGE_FPS, on_progress=show)
     if json:
         print(jsons.dumps(report.to_dict(), indent=2))
     else:
@@ -77,6 +80,7 @@ def make(
     size: int = 64,
     fps: float = 8.0,
     options: dict[str, float] | None = None,
+    form: Literal["own", "epic"] = "own",
     jobs: int = 1,
 ) -> int:
     """Make videos with annotations that can only be told from what was to be seen long before.
@@ -96,6 +100,7 @@ def make(
         options: how hard the task is, such as --options.longest_s 20. recall: shortest_s, longest_s, num_classes,
             max_distractors; shell_game: shortest_s, longest_s, min_hidden_s, max_hidden_s, swap_probability; recipe:
             shortest_s, longest_s, min_step_s, max_step_s.
+        form: epic: the recipe in the files of EPIC-KITCHENS-100.
         jobs: processes that draw.
     """
     from memvit.datasets.synthetic import make_dataset, task_options
@@ -111,13 +116,12 @@ def make(
             size=size,
             fps=fps,
             options=difficulty,
+            form=form,
             num_processes=jobs,
             on_progress=show,
         )
-    say(
-        stdout_console(),
-        f"made videos and annotations in {out}; to train on them: memvit fit --config configs/{task}.yaml",
-    )
+    config = f"configs/{task}.yaml" if form == "own" else f"configs/{task}_{form}.yaml"
+    say(stdout_console(), f"made videos and annotations in {out}; to train on them: memvit fit --config {config}")
     return 0
 
 

@@ -30,6 +30,7 @@ IMAGE_FPS = 30.0
 SPLITS = ("train", "val", "test")
 
 MAX_NAMED = 10
+OUTSIDE = "outside the video"
 RELATIVE = "names are relative to that folder, with or without suffix"
 
 Progress = Callable[[int, int], None]
@@ -106,6 +107,10 @@ class VideoFolder:
     def images(self, path: Path) -> NumberedImages | None:
         """Which images of a folder that was found are which frames; ``None``: they are counted, or it is a file."""
         return None
+
+    def incomplete(self) -> list[str]:
+        """Of the videos whose images were asked for, those that lack some, a phrase each."""
+        return []
 
     def files(self) -> list[Path]:
         """All video files, those in subfolders included, by name."""
@@ -198,9 +203,8 @@ class AnnotationFile:
             where = "lies outside" if lost else "reaches beyond the end of"
             hint = "; is first_second right, the second at which the video files begin?" if is_instant else ""
             message = f"{what} {where} video {entry.video!r}, which lasts {duration_s:.2f} s{hint}"
-            findings.append(
-                Finding("error" if lost else "warning", "outside the video", message, str(self.path), entry.line)
-            )
+            level: Literal["error", "warning"] = "error" if lost else "warning"
+            findings.append(Finding(level, OUTSIDE, message, str(self.path), entry.line))
         return findings
 
     def check(self) -> None:
@@ -340,7 +344,8 @@ def measure(
 def _measure(path: Path, folder: VideoFolder, image_fps: float) -> Measured:
     images = folder.images(path)
     if images is not None or path.is_dir():
-        info = ImageFolderReader(path, image_fps, images=images).info
+        fps = (images.fps if images is not None else None) or image_fps
+        info = ImageFolderReader(path, fps, images=images).info
         return Measured(float(info.duration_s or 0.0), info.height, info.width)
     status = path.stat()
     return _measure_file(str(path), (status.st_mtime_ns, status.st_size))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from memvit.datasets.annotations import AnnotationFile, VideoFolder, enumerate_texts, open_videos
-from memvit.datasets.ava_boxes import CORNERS, HEAD, BoxFile, Classes, describe_unused, read_boxes, read_excluded
+from memvit.datasets.ava_boxes import CORNERS, HEAD, BoxFile, Classes, read_boxes, read_excluded
 from memvit.datasets.ava_boxes import without_suffix as bare
 from memvit.datasets.clips import IGNORED, Annotation, ClipTiming, Task, Video
 from memvit.datasets.frame_lists import FrameLists
@@ -248,7 +248,7 @@ def _open(
         file.findings += outside
         file.check()
         file.rows = file.rows[~file.rows["line"].isin([finding.line for finding in outside])]
-        for text in describe_unused(file):
+        for text in file.describe_unused():
             logger.warning("%s", text)
     return videos
 

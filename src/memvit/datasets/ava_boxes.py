@@ -2,55 +2,41 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from memvit.datasets.annotations import AnnotationFile, Entry, Finding, VideoFolder, as_number, read_rows
+from memvit.datasets.annotations import Entry, VideoFolder, as_number, read_rows
 from memvit.datasets.label_maps import as_id, read_label_map
+from memvit.datasets.published import PublishedFile
 from memvit.video import VIDEO_SUFFIXES
 
 COLUMNS = ("video", "second", "x1", "y1", "x2", "y2", "action_id", "person_id")
 DETECTED_COLUMNS = (*COLUMNS[:-1], "score")
 HEAD = "action"
 NO_ACTION = ("", "-1")
-MISSING = "missing video"  # as AnnotationFile calls it
 CORNERS = ["x1", "y1", "x2", "y2"]
-# Real files have a few bad rows, which are left out. A file with more of them than this is another kind of file.
-MAX_UNUSABLE_SHARE = 0.1
 
 Classes = str | os.PathLike[str] | Mapping[str, str] | Sequence[Sequence[str]]
 
 
 @dataclass
-class BoxFile(AnnotationFile):
+class BoxFile(PublishedFile):
     """What a file in AVA's form says; `entries` has a row per box and action, with the time in the video.
 
     Attributes:
         rows: the usable rows: line, video, second (as the file counts), time_s (in the video file), x1, y1, x2, y2 as
             fractions of the frame, action (index of the class, -1 for none), score (1 for annotated boxes).
-        num_rows: in the file, unusable ones included.
         names: of the classes, by their ids, in the order of the ids.
     """
 
     rows: pd.DataFrame = field(default_factory=pd.DataFrame)
-    num_rows: int = 0
     names: dict[str, str] = field(default_factory=dict)
-
-    def find_outside(self, durations: Mapping[str, float]) -> list[Finding]:
-        """Boxes after the ends of their videos, which are left out; errors if they are more than a tenth."""
-        findings = super().find_outside(durations)
-        level: Literal["error", "warning"] = (
-            "error" if len(findings) > MAX_UNUSABLE_SHARE * len(self.entries) else "warning"
-        )
-        return [dataclasses.replace(finding, level=level) for finding in findings]
 
     def class_counts(self) -> tuple[Counter[str], ...]:
         """How many entries have each action, 0 for those that only the label map names."""
@@ -102,7 +88,7 @@ def read_boxes(
     table = _check_rows(file, table, first_second, seconds, detected, known=names is not None)
     table = _find_videos(file, table)
     table = _drop_repeated(file, table, multi_label)
-    _judge(file)
+    file.judge()
     if names is None:
         ids = sorted(set(table["action_id"]) - set(NO_ACTION), key=int)
         file.names = {number: number for number in ids}
@@ -291,29 +277,3 @@ def _drop_repeated(file: BoxFile, table: pd.DataFrame, multi_label: bool) -> pd.
         message = f"the box has another action in line {first}: remove one, or allow several (multi_label)"
         file.error("second action", message, line)
     return table.drop(other.index[other])
-
-
-def _judge(file: BoxFile) -> None:
-    """Decides whether rows and videos that cannot be used are left out, or the whole file is unusable."""
-    missing = sum(finding.kind == MISSING for finding in file.findings)
-    many_videos = missing > MAX_UNUSABLE_SHARE * len(file.lines)
-    many_rows = len(file.findings) - missing > MAX_UNUSABLE_SHARE * file.num_rows
-    file.findings = [
-        dataclasses.replace(
-            finding, level="error" if (many_videos if finding.kind == MISSING else many_rows) else "warning"
-        )
-        for finding in file.findings
-    ]
-
-
-def describe_unused(file: BoxFile) -> list[str]:
-    """What of a file is not used, one line for every kind of fault: how often, and where it comes first."""
-    kinds: dict[str, list[Finding]] = {}
-    for finding in file.findings:
-        kinds.setdefault(finding.kind, []).append(finding)
-    return [
-        f"{file.path}: {len(found)} of {len(file.lines)} videos are missing and left out: {found[0]}"
-        if kind == MISSING
-        else f"{file.path}: {len(found)} of {file.num_rows} rows are left out ({kind}): {found[0]}"
-        for kind, found in kinds.items()
-    ]

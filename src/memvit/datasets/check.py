@@ -113,6 +113,8 @@ def check_annotations(
                 findings.append(Finding("error", "unreadable video", found, str(file.path), file.lines[name]))
             else:
                 durations[name] = found.duration_s
+        for text in file.folder.incomplete():
+            findings.append(Finding("warning", "missing images", f"{text}: the one before is shown", str(file.path)))
         findings += file.find_outside(durations)
         splits.append(_describe(split, file, durations, clip_s))
     findings += [*_compare_classes(files), *_find_shared(files), *_find_unused(files)]

@@ -12,12 +12,13 @@ from typing import Literal
 import numpy as np
 
 from memvit.datasets.annotations import AnnotationFile, Entry, VideoFolder, as_number, open_videos, read_rows
-from memvit.datasets.clips import IGNORED, Annotation, ClipTiming, Task, Video
+from memvit.datasets.clips import Annotation, ClipTiming, Task, Video
+from memvit.datasets.spans import EPSILON_S, Spans, last_frames_s
+from memvit.models.config import ACTION
 from memvit.video.sampling import TOLERANCE_S
 
 REQUIRED_COLUMNS = ("video", "start_s", "end_s")
 LABEL_SEPARATOR = "|"
-EPSILON_S = 1e-6  # absorbs float arithmetic where a segment begins exactly in the middle of a clip
 
 
 class SegmentsDataset:
@@ -83,6 +84,8 @@ class SegmentsDataset:
         self.timing = timing
         self.multi_label = multi_label
         self.anticipation_s = anticipation_s
+        # "action" is what several heads say together.
+        self.head_names = file.heads if len(file.heads) > 1 and ACTION not in file.heads else ()
         self.classes = choose_classes(file, classes)
         self._videos = open_videos(file, skip_unreadable=skip_unreadable, image_fps=image_fps)
         self._spans = self._find_spans(file.entries)
@@ -102,19 +105,17 @@ class SegmentsDataset:
         label_of = self._label_frames if self.task == "frames" else self._label_clip
         return Annotation(tuple(label_of(span, video, start_s) for span in spans))
 
-    def _label_clip(self, spans: _Spans, video: Video, start_s: float) -> np.ndarray:
+    def _label_clip(self, spans: Spans, video: Video, start_s: float) -> np.ndarray:
         end_s = start_s + self.timing.duration_s
         if self.anticipation_s > 0:
             return spans.label(spans.at(end_s + self.anticipation_s))
         return spans.label(spans.within(start_s, min(end_s, video.duration_s)))
 
-    def _label_frames(self, spans: _Spans, video: Video, start_s: float) -> np.ndarray:
-        frames_per_time = self.timing.num_frames / self.timing.num_times
-        last_frames = np.arange(1, self.timing.num_times + 1) * frames_per_time - 1
-        times_s = start_s + last_frames * self.timing.period_s + self.anticipation_s
+    def _label_frames(self, spans: Spans, video: Video, start_s: float) -> np.ndarray:
+        times_s = start_s + last_frames_s(self.timing) + self.anticipation_s
         return np.stack([spans.label(spans.at(time_s)) for time_s in times_s.tolist()])
 
-    def _find_spans(self, entries: Sequence[Entry]) -> dict[str, tuple[_Spans, ...]]:
+    def _find_spans(self, entries: Sequence[Entry]) -> dict[str, tuple[Spans, ...]]:
         """Per video and head, the segments that have a label."""
         of_video: dict[str, list[Entry]] = defaultdict(list)
         for entry in entries:
@@ -129,55 +130,9 @@ class SegmentsDataset:
                     for entry in of_video[video.name]
                     if entry.labels[head]
                 )
-                heads.append(_Spans(labelled, len(index), self.multi_label))
+                heads.append(Spans(labelled, len(index), self.multi_label))
             found[video.name] = tuple(heads)
         return found
-
-
-class _Spans:
-    """The segments of a video and their classes, to be looked up by time."""
-
-    def __init__(self, spans: Sequence[tuple[float, float, list[int]]], num_classes: int, multi_label: bool) -> None:
-        self.starts_s = np.array([start_s for start_s, _, _ in spans], np.float64)
-        self.ends_s = np.array([end_s for _, end_s, _ in spans], np.float64)
-        self.classes = [classes for _, _, classes in spans]
-        self.num_classes = num_classes
-        self.multi_label = multi_label
-        self.longest_s = float(np.max(self.ends_s - self.starts_s, initial=0.0))
-
-    def at(self, time_s: float) -> list[int]:
-        """Which segments an instant lies in; if one class can be true at a time, the latest of them."""
-        time_s += EPSILON_S
-        first = int(np.searchsorted(self.starts_s, time_s - self.longest_s - EPSILON_S))
-        end = int(np.searchsorted(self.starts_s, time_s, side="right"))
-        found = [i for i in range(first, end) if time_s < self.ends_s[i]]
-        return found if self.multi_label else found[-1:]
-
-    def within(self, start_s: float, end_s: float) -> list[int]:
-        """Which segments tell what a clip shows."""
-        if end_s <= start_s:
-            return []
-        middle = self.at((start_s + end_s) / 2)
-        if middle and not self.multi_label:
-            return middle
-        first = int(np.searchsorted(self.starts_s, start_s - self.longest_s - EPSILON_S))
-        end = int(np.searchsorted(self.starts_s, end_s))
-        starts_s, ends_s = self.starts_s[first:end], self.ends_s[first:end]
-        overlap_s = np.minimum(ends_s, end_s) - np.maximum(starts_s, start_s)
-        enough = np.flatnonzero(overlap_s >= np.minimum(ends_s - starts_s, end_s - start_s) / 2 - EPSILON_S)
-        if self.multi_label:
-            return sorted({*middle, *(first + enough).tolist()})
-        # Rounded, so that float arithmetic does not decide between equal ones.
-        return [int(first + enough[np.argmax(overlap_s[enough].round(6))])] if len(enough) else []
-
-    def label(self, found: Sequence[int]) -> np.ndarray:
-        """The classes of segments: int64 (), or float32 (classes,) if several can be true at a time."""
-        classes = [index for i in found for index in self.classes[i]]
-        if not self.multi_label:
-            return np.array(classes[0] if classes else IGNORED, np.int64)
-        row = np.full(self.num_classes, 0 if classes else IGNORED, np.float32)
-        row[classes] = 1
-        return row
 
 
 def count_clips(duration_s: float, timing: ClipTiming) -> int:

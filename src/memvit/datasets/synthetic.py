@@ -1,14 +1,13 @@
 """A benchmark for long-term memory: generated videos in real files, with annotations, for the readers of real data.
 
 Train, validation and test videos come from seeds that never meet; the same seed draws the same videos. The files of a
-segments data set or, for boxes, of AVA's format are all that a model is given; `*_delays.csv` says for every second how long
-ago the answer was last to be seen, for whoever evaluates, and `*_seen.csv`, for boxes, lists the keyframes at which it can be
-seen, to be excluded from what shall measure memory alone.
+segments data set, of EPIC-KITCHENS-100 or, for boxes, of AVA's format are all that a model is given; `*_delays.csv` says for
+every second how long ago the answer was last to be seen, for whoever evaluates, and `*_seen.csv`, for boxes, lists the
+keyframes at which it can be seen, to be excluded from what shall measure memory alone.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -16,10 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from memvit.datasets.epic_writing import video_ids, video_path, write_epic, write_rows
 from memvit.datasets.scenes import (
     RecallOptions,
     RecipeOptions,
@@ -124,14 +124,16 @@ def make_dataset(
     size: int = 64,
     fps: float = 8.0,
     options: Options | None = None,
+    form: Literal["own", "epic"] = "own",
     num_processes: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Makes a whole data set: `videos/*.mp4`, `train.csv`, `val.csv`, `test.csv`, and what describes them.
 
     Recall and recipe come in the segments format (`video,start_s,end_s,label` or `...,verb,noun`), the shell game in AVA's
-    (`video,second,x1,y1,x2,y2,action_id,person_id`) with its label map `classes.csv`. Videos that are there already are
-    kept, so that an interrupted run goes on where it stopped.
+    (`video,second,x1,y1,x2,y2,action_id,person_id`) with its label map `classes.csv`. In the form of EPIC-KITCHENS-100 videos
+    are `P01/videos/P01_101.mp4` and so on, and the annotations are in `annotations`. Videos that are there already are kept, so
+    that an interrupted run goes on where it stopped.
 
     Args:
         task: "recall", "shell_game" or "recipe".
@@ -142,6 +144,7 @@ def make_dataset(
         size: height and width of the videos, pixels.
         fps: their frame rate.
         options: how hard the task is.
+        form: "epic": the files are those of EPIC-KITCHENS-100; only for the recipe, which has verbs and nouns.
         num_processes: draw and encode in so many processes.
         on_progress: called with (videos done, videos in all).
 
@@ -155,45 +158,65 @@ def make_dataset(
     counts = dict(zip(SPLITS, (videos, *[eval_videos or max(1, videos // 5)] * 2), strict=True))
     if task not in TASKS:
         raise ValueError(f"there is no task {task!r}: choose {', '.join(TASKS)}")
+    if form == "epic" and task != "recipe":
+        raise ValueError(f"form='epic' is for verbs and nouns, which {task} has not: make a recipe, or leave it out")
     options = options or TASKS[task].options()
     root = Path(out)
-    (root / "videos").mkdir(parents=True, exist_ok=True)
-    _describe(root, task, options, {"seed": seed, "size": size, "fps": fps, "videos": counts})
+    root.mkdir(parents=True, exist_ok=True)
+    settings = {"seed": seed, "size": size, "fps": fps, "videos": counts}
+    _describe(root, task, options, settings if form == "own" else {**settings, "form": form})
 
+    if form == "epic":
+        names = video_ids(counts)
+        paths = {name: video_path(root, name) for split in names.values() for name in split}
+    else:
+        names = {split: [f"{split}_{index:05d}" for index in range(num)] for split, num in counts.items()}
+        paths = {name: root / "videos" / f"{name}.mp4" for split in names.values() for name in split}
+    for folder in {path.parent for path in paths.values()}:
+        folder.mkdir(parents=True, exist_ok=True)
     scenes = {
-        split: [(_name(split, i), make_scene(task, seed, split, i, options)) for i in range(num)]
-        for split, num in counts.items()
+        split: [(name, make_scene(task, seed, split, i, options)) for i, name in enumerate(of_split)]
+        for split, of_split in names.items()
     }
+    if form == "epic":
+        write_epic(root, scenes, options.classes, size=size, fps=fps)
+    else:
+        _write_annotations(root, task, scenes)
     for split, named in scenes.items():
-        if named[0][1].boxes:
-            write_boxes(root / f"{split}.csv", named, TASKS[task].options().classes[0])
-        else:
-            write_segments(root / f"{split}.csv", named, ("verb", "noun") if task == "recipe" else ("label",))
-        _write_rows(
-            root / f"{split}_delays.csv",
-            [("video", "time_s", "delay_s")],
-            [(name, time_s, delay_s) for name, scene in named for time_s, delay_s in scene.delays],
-        )
-        if named[0][1].boxes:
-            seen = [
-                (name, f"{int(time_s):04d}") for name, scene in named for time_s, delay_s in scene.delays if not delay_s
-            ]
-            _write_rows(root / f"{split}_seen.csv", [], seen)
-    if any(scene.boxes for _, scene in scenes["train"]):
-        classes = TASKS[task].options().classes[0]
-        _write_rows(root / LABEL_MAP_FILE, [("label_id", "label_name")], list(enumerate(classes, start=1)))
+        delays = [(name, time_s, delay_s) for name, scene in named for time_s, delay_s in scene.delays]
+        write_rows(root / f"{split}_delays.csv", [("video", "time_s", "delay_s"), *delays])
 
-    jobs = [(task, seed, split, i, options, root, size, fps) for split, num in counts.items() for i in range(num)]
+    jobs = [
+        (task, seed, split, i, options, paths[name], size, fps)
+        for split, of_split in names.items()
+        for i, name in enumerate(of_split)
+    ]
     for done, _ in enumerate(_run(jobs, num_processes), start=1):
         if on_progress is not None:
             on_progress(done, len(jobs))
     return root
 
 
+def _write_annotations(root: Path, task: str, scenes: Mapping[str, Sequence[tuple[str, Scene]]]) -> None:
+    """The files of a segments data set, or of one with boxes."""
+    classes = TASKS[task].options().classes[0]
+    for split, named in scenes.items():
+        if not named[0][1].boxes:
+            write_segments(root / f"{split}.csv", named, ("verb", "noun") if task == "recipe" else ("label",))
+            continue
+        write_boxes(root / f"{split}.csv", named, classes)
+        seen = [
+            (name, f"{int(time_s):04d}") for name, scene in named for time_s, delay_s in scene.delays if not delay_s
+        ]
+        write_rows(root / f"{split}_seen.csv", seen)
+    if any(scene.boxes for _, scene in scenes["train"]):
+        write_rows(root / LABEL_MAP_FILE, [("label_id", "label_name"), *enumerate(classes, start=1)])
+
+
 def write_segments(path: Path, scenes: Sequence[tuple[str, Scene]], heads: Sequence[str]) -> None:
     """The segments of named scenes as `video,start_s,end_s,...`."""
     rows = [(name, round(s.start_s, 3), round(s.end_s, 3), *s.labels) for name, scene in scenes for s in scene.segments]
-    _write_rows(path, [("video", "start_s", "end_s", *heads)], rows)
+    write_rows(path, [("video", "start_s", "end_s", *heads), *rows])
 
 
 def write_boxes(path: Path, scenes: Sequence[tuple[str, Scene]], classes: Sequence[str]) -> None:
@@ -203,16 +226,11 @@ def write_boxes(path: Path, scenes: Sequence[tuple[str, Scene]], classes: Sequen
         for name, scene in scenes
         for box in scene.boxes
     ]
-    _write_rows(path, [], rows)
-
-
-def _name(split: str, index: int) -> str:
-    return f"{split}_{index:05d}"
+    write_rows(path, rows)
 
 
 def _draw(job: tuple[str, int, str, int, Options, Path, int, float]) -> None:
-    task, seed, split, index, options, root, size, fps = job
-    path = root / "videos" / f"{_name(split, index)}.mp4"
+    task, seed, split, index, options, path, size, fps = job
     if not path.exists():  # files appear whole or not at all
         render(make_scene(task, seed, split, index, options), path, size=size, fps=fps, seed=index)
 
@@ -241,10 +259,3 @@ def _describe(root: Path, task: str, options: Options, settings: dict[str, Any])
             raise ValueError(f"{root} holds another data set ({path.name}: {found}): choose another folder")
         return
     path.write_text(json.dumps(description, indent=2) + "\n")
-
-
-def _write_rows(path: Path, header: list[tuple[Any, ...]], rows: list[tuple[Any, ...]]) -> None:
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([*header, *rows])
-    os.replace(part, path)

@@ -21,7 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 logger = logging.getLogger(__name__)
 
 FOLDER, LAST, BEST = "checkpoints", "last.ckpt", "best.ckpt"
-DEFAULT_MONITORS = ("val/top1", "val/mAP")
+DEFAULT_MONITORS = ("val/top1", "val/mAP", "val/all_action_accuracy_at_1", "val/overall_action_mt5r")
 SECTION = "memvit"  # of a checkpoint, with what Lightning knows nothing of
 
 
@@ -151,8 +151,8 @@ class Checkpoints(Checkpoint):
     Args:
         folder: where the files go; set before training starts.
         every_n_steps: optimiser steps between two checkpoints; 0: only after validations.
-        monitor: the metric that decides what is best, the lower the better if its name says "loss"; None: val/top1 or
-            val/mAP, whichever there is.
+        monitor: the metric that decides what is best, the lower the better if its name says "loss"; None: the one of
+            `DEFAULT_MONITORS` that there is.
     """
 
     def __init__(self, folder: Path, every_n_steps: int, monitor: str | None = None) -> None:

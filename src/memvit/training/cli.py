@@ -15,7 +15,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
-import memvit.training.data  # noqa: F401 - its classes are found by their names
+import memvit.training.data
+import memvit.training.epic_kitchens
+import memvit.training.kinetics  # noqa: F401 - the data modules are found by their names
 from memvit.cli import TRAINING_COMMANDS
 from memvit.commands.terminal import say
 from memvit.training.checkpoints import FOLDER, SECTION, AtomicCheckpointIO, Checkpoints, check_same, read_checkpoint
@@ -190,7 +192,8 @@ class TrainingCLI(LightningCLI):
                 raise FileNotFoundError(
                     f"--ckpt_path {given}: no run in {options.experiment} has one; check --run.name"
                 )
-            callbacks.append(Predictions(self.model.predictions, self.model.detections, self.console))
+            files = (self.model.predictions, self.model.detections, self.model.submission)
+            callbacks.append(Predictions(*files, self.console))
         config["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
         config["callbacks"] = [*_as_list(config.get("callbacks")), *callbacks]
         return super().instantiate_trainer(**kwargs)

@@ -103,11 +103,12 @@ class VideoData(LightningDataModule):
         self.known_classes: tuple[tuple[str, ...], ...] | None = None
         self._timing: ClipTiming | None = None
         self._crop_size = 0
+        self._whole_tests = False  # tests look at several squares of a picture
         self._datasets: dict[Split, VideoDataset | None] = {}
 
     @abstractmethod
     def annotations(self, split: Split) -> Path | None:
-        """The file with the annotations of a split; None where there is none."""
+        """The file, or folder, with the annotations of a split; None where there is none."""
 
     @abstractmethod
     def open_dataset(
@@ -145,22 +146,25 @@ class VideoData(LightningDataModule):
     def _open(self, split: Split) -> VideoDataset | None:
         assert self._timing is not None, "connect comes first"
         path = self.annotations(split)
-        if path is None or not path.is_file():
-            if split == "val" and (path is None or path.name == "val.csv"):
+        if path is None or not path.exists():
+            if split == "val" and (path is None or path.stem == "val"):
                 return None  # by default there may be one or not
             where = "is not given" if path is None else f"{path}: no such file"
-            raise FileNotFoundError(f"data.{split} {where}; it names the CSV file with the annotations to {split} with")
+            raise FileNotFoundError(f"data.{split} {where}; it names the annotations to {split} with")
         classes = self.known_classes
-        if classes is None and split != "train":
+        # A file that names the classes saves opening the training videos for their sake.
+        if classes is None and split != "train" and getattr(self, "classes", None) is None:
             train = self.annotations("train")
-            found = self.dataset("train") if train is not None and train.is_file() else None
+            found = self.dataset("train") if train is not None and train.exists() else None
             classes = found.classes if found is not None else None
         return self.open_dataset(split, self._timing, classes)
 
     def setup(self, stage: str) -> None:
         """Opens what a stage needs; Lightning calls it."""
         assert self.trainer is not None
-        self.connect(cast("VideoClassifier", self.trainer.lightning_module).base_config)
+        module = cast("VideoClassifier", self.trainer.lightning_module)
+        self._whole_tests = module.test_crops > 1
+        self.connect(module.base_config)
         if stage == "fit":
             self.dataset("train")
         self.dataset("test" if stage == "test" else "val")
@@ -185,7 +189,8 @@ class VideoData(LightningDataModule):
         names = "\n".join(video.name for video in dataset.videos)
         return {
             "kind": type(self).__name__,
-            "annotations_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            # A folder's annotations are where its videos are, so their names say everything.
+            "annotations_sha256": hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
             "videos": len(dataset.videos),
             "videos_sha256": hashlib.sha256(names.encode()).hexdigest(),
             "batch_size": self.batch_size,
@@ -239,7 +244,7 @@ class VideoData(LightningDataModule):
             num_workers=self.num_workers,
             prefetch=self.prefetch,
             augmentation=self.augmentation if split == "train" else None,
-            keep_aspect=self.keep_aspect and split != "train",
+            keep_aspect=(self.keep_aspect and split != "train") or (self._whole_tests and split == "test"),
             max_failed_share=self.max_failed_share,
         )
 

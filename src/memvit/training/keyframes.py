@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,13 +55,14 @@ class KeyframeDetections(Metric):
         names = [(video.name, without_suffix(video.name)) for video in dataset.videos]
         self._numbers = {name: number for number, same in enumerate(names) for name in same}
 
-    def update(self, batch: Batch, scores: Tensor) -> None:
+    def update(self, batch: Batch, heads: Sequence[Tensor]) -> None:
         """Keeps the boxes of a batch.
 
         Args:
             batch: with boxes.
-            scores: (boxes, C), from 0 to 1.
+            heads: the scores of the one head there is, (boxes, C), from 0 to 1.
         """
+        (scores,) = heads
         assert self.dataset is not None
         assert batch.frame_boxes is not None
         present = batch.present.tolist()

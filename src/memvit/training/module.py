@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from memvit.datasets.ava import AvaDataset
-from memvit.datasets.clips import Batch
+from memvit.datasets.clips import Batch, GroupedDataset
 from memvit.datasets.streams import draws
 from memvit.models.config import MViTConfig
 from memvit.models.heads import Logits
@@ -23,15 +23,17 @@ from memvit.models.memvit import MeMViT
 from memvit.training.checkpoints import SECTION, check_same
 from memvit.training.data import VideoData
 from memvit.training.evaluation import Evaluation
+from memvit.training.groups import GroupScores
 from memvit.training.keyframes import KeyframeDetections
 from memvit.training.losses import items_of, labels_of, summed_loss
 from memvit.training.optimization import OptimizerOptions, build_optimizer, build_schedule, freeze
+from memvit.training.views import clip_views
 from memvit.training.weights import WeightsReport, base_config, load_weights
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of what a checkpoint holds beside Lightning's parts
-_FROM_DATA = ("num_classes", "task", "activation", "class_names")
+_FROM_DATA = ("num_classes", "task", "activation", "class_names", "head_names", "anticipation_s")
 
 
 class VideoClassifier(LightningModule):
@@ -60,7 +62,10 @@ class VideoClassifier(LightningModule):
         predictions: CSV file that `memvit test` writes its predictions to.
         detections: CSV file that `memvit test` writes the scores of boxes to, in the form of AVA's evaluation; a table and
             a picture of the classes follow beside it.
+        submission: zip file that `memvit test` writes for the EPIC-KITCHENS-100 challenge of the data's task.
         test_flip: measures every clip as it is and mirrored, each with a memory of its own, and averages the scores.
+        test_crops: 3: `memvit test` reads whole pictures and looks at the squares at both ends and in the middle of the longer
+            side, each with a memory of its own, and averages the scores; 1: at the middle, or at all with data.keep_aspect.
     """
 
     def __init__(
@@ -74,9 +79,13 @@ class VideoClassifier(LightningModule):
         compile: bool = False,
         predictions: str | None = None,
         detections: str | None = None,
+        submission: str | None = None,
         test_flip: bool = False,
+        test_crops: Literal[1, 3] = 1,
     ) -> None:
         super().__init__()
+        if test_crops not in (1, 3):
+            raise ValueError(f"model.test_crops={test_crops} squares cannot be cut: give 1 or 3")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"model.label_smoothing={label_smoothing} must be at least 0 and below 1")
         given = [option for option in _FROM_DATA if option in (options or {})]
@@ -92,14 +101,16 @@ class VideoClassifier(LightningModule):
         self.compile_network = compile
         self.predictions = predictions
         self.detections = detections
+        self.submission = submission
         self.test_flip = test_flip
+        self.test_crops = test_crops
         self.resumes = False  # weights come from a checkpoint
         self.network: MeMViT | None = None
         self.weights_report: WeightsReport | None = None
         self.frozen: list[str] = []
         self.failures: Counter[str] = Counter()
-        self.val_keyframes: KeyframeDetections | None = None
-        self.test_keyframes: KeyframeDetections | None = None
+        self.val_findings: KeyframeDetections | GroupScores | None = None
+        self.test_findings: KeyframeDetections | GroupScores | None = None
         self.mean: Tensor
         self.std: Tensor
         self._memories: dict[str, Memory | None] = {}
@@ -132,6 +143,8 @@ class VideoClassifier(LightningModule):
             class_names=dataset.classes,
             task=dataset.task,
             activation="sigmoid" if dataset.multi_label else "softmax",
+            head_names=getattr(dataset, "head_names", ()),
+            anticipation_s=getattr(dataset, "anticipation_s", 0.0),
         )
 
     def configure_model(self) -> None:
@@ -147,6 +160,10 @@ class VideoClassifier(LightningModule):
             )
         if self.weights is not None and not self.resumes:
             self.weights_report = load_weights(network, self.weights)
+            if self.weights_report.new and self.trainer.state.fn != "fit":
+                raise ValueError(
+                    f"{self.weights_report}: what is new is random, and cannot be measured; train it first"
+                )
         self.frozen = freeze(network, self.optimizer_options.freeze)
         network.activation_checkpointing = self.activation_checkpointing
         if self.compile_network:
@@ -155,9 +172,7 @@ class VideoClassifier(LightningModule):
         multi_label = config.head.activation == "sigmoid"
         self.val_evaluation = Evaluation(config.head.num_classes, multi_label)
         self.test_evaluation = Evaluation(config.head.num_classes, multi_label)
-        if isinstance(self.data.reference(), AvaDataset):
-            self.val_keyframes = KeyframeDetections(config.head.num_classes[0])
-            self.test_keyframes = KeyframeDetections(config.head.num_classes[0])
+        self.val_findings, self.test_findings = (self._new_findings(config) for _ in range(2))
         self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1, 1), persistent=False)
 
@@ -176,17 +191,20 @@ class VideoClassifier(LightningModule):
     def forward(self, batch: Batch, role: str) -> Logits:
         """The logits of a batch of streams; their memory is kept under a role ("train", "val", "test")."""
         clips = (batch.clips.float() / 255 - self.mean) / self.std
-        logits = self._recognise(clips, batch.boxes, batch.starts, role)
-        if role == "train" or not self.test_flip:
-            return logits
-        width = clips.shape[-1]
-        boxes = None
-        if batch.boxes is not None:
-            boxes = [torch.stack([width - b[:, 2], b[:, 1], width - b[:, 0], b[:, 3]], dim=1) for b in batch.boxes]
-        mirrored = self._recognise(clips.flip(-1), boxes, batch.starts, f"{role}, mirrored")
-        pairs = zip(*(heads if isinstance(heads, tuple) else (heads,) for heads in (logits, mirrored)), strict=True)
-        means = tuple(self._mean_logits(one, other) for one, other in pairs)
-        return means if isinstance(logits, tuple) else means[0]
+        if role == "train":
+            return self._recognise(clips, batch.boxes, batch.starts, role)
+        crops = self.test_crops if role == "test" else 1
+        if crops > 1 and batch.boxes is not None:
+            raise ValueError("model.test_crops=3 would cut people off: leave it out where there are boxes")
+        looks = [
+            self._recognise(view.clips, view.boxes, batch.starts, f"{role} {view.name}".strip())
+            for view in clip_views(clips, batch.boxes, crops=crops, flip=self.test_flip)
+        ]
+        if len(looks) == 1:
+            return looks[0]
+        heads = zip(*(look if isinstance(look, tuple) else (look,) for look in looks), strict=True)
+        means = tuple(self._mean_logits(head) for head in heads)
+        return means if isinstance(looks[0], tuple) else means[0]
 
     def _recognise(self, clips: Tensor, boxes: list[Tensor] | None, starts: Tensor, role: str) -> Logits:
         assert self.network is not None
@@ -194,9 +212,9 @@ class VideoClassifier(LightningModule):
         logits, self._memories[role] = self.network(clips, memory, boxes=boxes)
         return logits
 
-    def _mean_logits(self, one: Tensor, other: Tensor) -> Tensor:
-        """Logits of the mean of the scores that two logits stand for."""
-        score = self._scores(torch.stack([one, other])).mean(dim=0)
+    def _mean_logits(self, logits: Sequence[Tensor]) -> Tensor:
+        """Logits of the mean of the scores that several logits stand for."""
+        score = self._scores(torch.stack(tuple(logits))).mean(dim=0)
         return score.logit(eps=1e-7) if self.config.head.activation == "sigmoid" else score.clamp(min=1e-30).log()
 
     def _scores(self, logits: Tensor) -> Tensor:
@@ -283,36 +301,44 @@ class VideoClassifier(LightningModule):
         """Logs what was counted."""
         self._end("test")
 
-    def _measures(self, role: str) -> tuple[Evaluation, KeyframeDetections | None]:
-        """What counts items, and what evaluates boxes at keyframes."""
+    def _new_findings(self, config: MViTConfig) -> KeyframeDetections | GroupScores | None:
+        """What measures more than clips one by one, where the data set wants it."""
+        dataset = self.data.reference()
+        if isinstance(dataset, AvaDataset):
+            return KeyframeDetections(config.head.num_classes[0])
+        return GroupScores(config.head.num_classes) if isinstance(dataset, GroupedDataset) else None
+
+    def _measures(self, role: str) -> tuple[Evaluation, KeyframeDetections | GroupScores | None]:
+        """What counts items, and what measures boxes at keyframes, segments or videos."""
         if role == "val":
-            return self.val_evaluation, self.val_keyframes
-        return self.test_evaluation, self.test_keyframes
+            return self.val_evaluation, self.val_findings
+        return self.test_evaluation, self.test_findings
 
     def _begin(self, role: Literal["val", "test"]) -> None:
         self._memories = {name: memory for name, memory in self._memories.items() if not name.startswith(role)}
-        evaluation, keyframes = self._measures(role)
+        evaluation, findings = self._measures(role)
         evaluation.reset()
-        if keyframes is not None:
-            dataset = self.data.dataset(role)
-            assert isinstance(dataset, AvaDataset)
-            keyframes.begin(dataset)
+        if findings is not None:
+            findings.begin(self.data.dataset(role))  # type: ignore[arg-type]
 
     def _evaluate(self, batch: Batch, role: str) -> list[tuple[Tensor, Tensor]]:
         self._note_failures(batch)
-        items = items_of(self(batch, role), labels_of(batch))
-        evaluation, keyframes = self._measures(role)
+        logits = self(batch, role)
+        items = items_of(logits, labels_of(batch))
+        evaluation, findings = self._measures(role)
         evaluation.update(items)
-        if keyframes is not None:
-            keyframes.update(batch, self._scores(items[0][0]))
+        if findings is not None:
+            heads = logits if isinstance(logits, tuple) else (logits,)
+            findings.update(batch, [self._scores(head) for head in heads])
         return items
 
     def _end(self, role: str) -> None:
-        evaluation, keyframes = self._measures(role)
-        # The mean average precision of people at keyframes, where there are boxes, not of boxes that are given.
+        evaluation, findings = self._measures(role)
         values = evaluation.compute()
-        if keyframes is not None and not self.trainer.sanity_checking:  # which sees a few keyframes only
-            values |= keyframes.compute()
+        if isinstance(findings, GroupScores):  # clips one by one are not what the data set measures
+            values = {"loss": values["loss"], **findings.compute()}
+        elif findings is not None and not self.trainer.sanity_checking:  # which sees a few keyframes only
+            values |= findings.compute()
         self.log_dict({f"{role}/{name}": value for name, value in values.items()})
         self._memories = {name: memory for name, memory in self._memories.items() if not name.startswith(role)}
 
@@ -331,8 +357,11 @@ class VideoClassifier(LightningModule):
             accumulate: batches per optimiser step.
         """
         options = self.optimizer_options
+        model = self.config_for(data).to_dict()
+        for name in ("names", "anticipation_s"):  # what the data says of them is among its own facts
+            del model["head"][name]
         return {
-            "model": self.config_for(data).to_dict(),
+            "model": model,
             "data": data.identity(),
             "optimizer": {"name": options.name, "layer_decay": options.layer_decay, "freeze": tuple(options.freeze)},
             "trainer": {"world_size": world_size, "accumulate_grad_batches": accumulate},
@@ -386,6 +415,7 @@ class VideoClassifier(LightningModule):
 
 
 def shape_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A model config without what does not matter once it is trained: the rates of dropout."""
-    kept = {name: value for name, value in config.items() if not name.endswith(("dropout", "drop_path"))}
+    """A model config without what does not matter once it is trained: the rates of dropout, what its answers are called."""
+    unimportant = ("dropout", "drop_path", "names", "anticipation_s")
+    kept = {name: value for name, value in config.items() if not name.endswith(unimportant) or name == "class_names"}
     return {name: shape_of(value) if isinstance(value, Mapping) else value for name, value in kept.items()}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -16,11 +18,17 @@ from torch import Tensor
 
 from memvit.commands.terminal import say, stdout_console
 from memvit.datasets.clips import Batch
+from memvit.datasets.epic_kitchens import EpicKitchensDataset, log_scores
 from memvit.metrics.ava import save_class_picture, write_detections
+from memvit.metrics.epic_submission import Challenge, write_submission
 from memvit.models.hub import make_directory
+from memvit.training.groups import GroupScores
+from memvit.training.keyframes import KeyframeDetections
 from memvit.training.losses import is_labelled
 from memvit.training.module import VideoClassifier
 from memvit.training.report import report_failures
+
+logger = logging.getLogger(__name__)
 
 
 class Predictions(Callback):
@@ -33,21 +41,33 @@ class Predictions(Callback):
     Args:
         path: the CSV file; None: none.
         detections: the CSV file with the scores of boxes in the form of AVA's evaluation; None: none.
+        submission: the zip file for the challenge of EPIC-KITCHENS-100; None: none.
         console: where to tell what was written.
     """
 
-    def __init__(self, path: str | None, detections: str | None, console: Console) -> None:
+    def __init__(self, path: str | None, detections: str | None, submission: str | None, console: Console) -> None:
         self.path = None if path is None else Path(path)
         self.detections = None if detections is None else Path(detections)
+        self.submission = None if submission is None else Path(submission)
         self.console = console
         self._rows: list[list[Any]] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds out now, not after hours, whether the file can be written."""
+        """Finds out now, not after hours, whether the files can be written."""
         self._rows = []
-        for path in (self.path, self.detections):
+        for path in (self.path, self.detections, self.submission):
             if path is not None:
                 make_directory(path.parent)
+        assert isinstance(pl_module, VideoClassifier)
+        if self.detections is not None and not isinstance(pl_module.test_findings, KeyframeDetections):
+            raise ValueError(
+                f"model.detections={self.detections}: there are no boxes at keyframes to write; use AvaData, or leave it out"
+            )
+        if self.submission is not None and not isinstance(pl_module.data.dataset("test"), EpicKitchensDataset):
+            raise ValueError(
+                f"model.submission={self.submission}: there is no challenge to take part in; use EpicKitchensData, or leave "
+                "it out"
+            )
 
     def on_test_batch_end(
         self,
@@ -69,20 +89,32 @@ class Predictions(Callback):
         self._write_predictions(trainer, pl_module)
 
     def _write_detections(self, path: Path, trainer: Trainer, module: VideoClassifier) -> None:
-        if module.test_keyframes is None:
-            raise ValueError(
-                f"model.detections={path}: there are no boxes at keyframes to write; use AvaData, or leave it out"
-            )
-        found = module.test_keyframes.gathered()
+        assert isinstance(module.test_findings, KeyframeDetections)
+        found = module.test_findings.gathered()
         if not trainer.is_global_zero:
             return
-        result, dataset = module.test_keyframes.result, module.test_keyframes.dataset
+        result, dataset = module.test_findings.result, module.test_findings.dataset
         assert result is not None
         assert dataset is not None
         num_rows = write_detections(path, found)
         picture = path.with_name(f"{path.stem}_classes.png")
         save_class_picture(result, picture, names=dataset.class_names)
         say(self.console, f"{num_rows} scores of {len(found.videos)} boxes: {path}; the classes: {picture}")
+
+    def _write_submission(self, path: Path, trainer: Trainer, module: VideoClassifier) -> None:
+        findings, dataset = module.test_findings, module.data.dataset("test")
+        assert isinstance(findings, GroupScores)
+        assert isinstance(dataset, EpicKitchensDataset)
+        scores, answered = findings.gathered()
+        if not trainer.is_global_zero:
+            return
+        if not answered.all():
+            # A submission must hold every segment; equal scores say that nothing is known.
+            logger.warning("%d segments could not be read: all classes get the same score", (~answered).sum())
+        verbs, nouns = (log_scores(np.where(answered[:, None], head, 1.0)) for head in scores)
+        challenge: Challenge = "action_recognition" if dataset.epic_task == "recognition" else "action_anticipation"
+        write_submission(path, challenge, dataset.rows["narration_id"], verbs, nouns)
+        say(self.console, f"{dataset.num_groups:,} segments for the challenge: {path}")
 
     def _write_predictions(self, trainer: Trainer, pl_module: VideoClassifier) -> None:
         if self.path is None:
@@ -105,6 +137,8 @@ class Predictions(Callback):
         assert isinstance(pl_module, VideoClassifier)
         if self.detections is not None:
             self._write_detections(self.detections, trainer, pl_module)
+        if self.submission is not None:
+            self._write_submission(self.submission, trainer, pl_module)
         self._print(trainer, pl_module, "test")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
