@@ -13,7 +13,8 @@ from memvit.video.sample import make_sample_video
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = README + "".join((ROOT / "docs" / name).read_text() for name in ("training.md", "ava.md", "results.md"))
+DOCS = ("training.md", "ava.md", "epic.md", "kinetics.md", "results.md")
+PAGES = README + "".join((ROOT / "docs" / name).read_text() for name in DOCS)
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
     shlex.split(line, comments=True)

@@ -11,12 +11,12 @@ import memvit
 from memvit.benchmarks.delays import anticipation_by_delay, hits_by_delay, read_delays, summarise
 from memvit.benchmarks.joint_cost import measure
 from memvit.benchmarks.long_term import CONFIGS, TASKS, main, trainings
-from memvit.benchmarks.long_term_report import ABLATIONS, BEGIN, CURVES, END, write_report
+from memvit.benchmarks.long_term_report import ABLATIONS, BEGIN, CURVES, END, EPIC_ROWS, write_report
 from memvit.datasets.scenes import RecallOptions
 from memvit.datasets.synthetic import make_dataset
 from memvit.models.presets import PRESETS
 
-TABLES = ("gain", *ABLATIONS, "pretraining", "joint")
+TABLES = ("gain", *ABLATIONS, "pretraining", "joint", "epic")
 
 
 def test_every_training_has_its_own_name_a_config_and_options_that_make_a_model():
@@ -95,6 +95,7 @@ def result(name: str, remembered: float) -> dict:
         "support_clips": 8,
         "by_delay": curve,
         "by_long_delay": curve,
+        "metrics": {metric: 100 * remembered for _, _, metric in EPIC_ROWS},
     }
 
 
@@ -118,6 +119,7 @@ def test_results_become_tables_between_their_marks_and_figures(tmp_path):
     assert text.endswith("after\n")
     assert "80.7% (50.0% to 97.0%, 3 seeds)" in text
     assert "| 2 | 8 | 50.0% | 4 |" in text
+    assert "| recognition, verb, top-1 | 50.0% (50.0% to 50.0%, 3 seeds) | 50.0% (50.0% to 50.0%, 3 seeds) |" in text
     assert {path.name for path in (tmp_path / "docs" / "figures").iterdir()} == {
         "long_term_gain.png",
         "long_term_delay.png",

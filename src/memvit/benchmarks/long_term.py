@@ -11,6 +11,7 @@ known the next time. Groups of experiments, after the paper (Wu et al., CVPR 202
 - b: accuracy against delay, two sizes and a plain vision transformer.
 - c: memory length. d: compression. e: which layers remember.
 - g: the gain at two sizes, from random weights and from those of a short-term model.
+- h: recognition and anticipation of segments in the files of EPIC-KITCHENS-100, with and without memory, three seeds.
 
 Group f, the cost of joint compression, trains nothing: see `memvit.benchmarks.joint_cost`.
 """
@@ -38,6 +39,7 @@ from memvit.datasets.synthetic import make_dataset
 RESULTS = Path("docs/results/long_term")
 CONFIGS = Path("configs")
 TASKS = ("recall", "shell_game", "recipe", "recipe_anticipation")
+EPIC_TASKS = ("recipe_epic", "recipe_epic_anticipation")
 SEEDS = (0, 1, 2)
 NUM_VIDEOS, NUM_TEST_VIDEOS = 1600, 200
 # Recall is tested far beyond what any model here can reach, as many videos for every delay.
@@ -80,6 +82,10 @@ def trainings() -> Iterator[Training]:
             also = "bcg" if task == "recall" and seed == 0 else ""
             yield Training(f"{task}-memory-{seed}", f"a{also}", task, {}, seed)
             yield Training(f"{task}-short-{seed}", f"a{also}", task, SHORT, seed)
+    for seed in SEEDS:
+        for task in EPIC_TASKS:
+            yield Training(f"{task}-memory-{seed}", "h", task, {}, seed)
+            yield Training(f"{task}-short-{seed}", "h", task, SHORT, seed)
     yield Training("recall-length-2", "bcdeg", options=TWO)
     yield Training("recall-small", "bg", options={**SMALL, **TWO})
     yield Training("recall-plain", "b", options={**PLAIN, **TWO})
@@ -133,9 +139,11 @@ class Workshop:
             if (root / "complete").exists():
                 continue
             console.print(f"making the videos of {name}")
+            is_epic = task.endswith("_epic")
             make_dataset(
-                task,
+                task.removesuffix("_epic"),
                 root,
+                form="epic" if is_epic else "own",
                 videos=videos,
                 eval_videos=NUM_TEST_VIDEOS,
                 seed=seed,
@@ -172,13 +180,8 @@ class Workshop:
         if code:
             raise RuntimeError(f"{training.name} ended with code {code}: see {log}")
         seconds = time.monotonic() - began_s
-        test = subprocess.run(
-            [sys.executable, "-m", "memvit.benchmarks.delays", str(self._model(training.name)), training.task]
-            + [str(self.data(name)) for name in (training.task, "recall_long")[: 1 + (training.task == "recall")]],
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
+        command = [sys.executable, "-m", *self._test(training)]
+        test = subprocess.run(command, capture_output=True, text=True, env=environment)
         if test.returncode:
             raise RuntimeError(f"testing {training.name} failed: {test.stderr[-2000:]}")
         result = {
@@ -199,6 +202,15 @@ class Workshop:
         part.write_text(f"{{\n{lines}\n}}\n")
         part.replace(path)
         return result
+
+    def _test(self, training: Training) -> list[str]:
+        """What measures the model of a training, and with which arguments."""
+        model, task = str(self._model(training.name)), training.task
+        if task in EPIC_TASKS:
+            kind = "anticipation" if task.endswith("_anticipation") else "recognition"
+            return ["memvit.benchmarks.epic_test", model, kind, str(self.data(task))]
+        data = [str(self.data(name)) for name in (task, "recall_long")[: 1 + (task == "recall")]]
+        return ["memvit.benchmarks.delays", model, task, *data]
 
     def models(self, name: str) -> list[Path]:
         """The models that a training has left here, oldest first."""
@@ -225,7 +237,7 @@ def run(workshop: Workshop, groups: Sequence[str], only: Sequence[str], jobs: in
     missing += [t for t in trainings() if t.name in starts and t not in missing]
     if not missing:
         return 0
-    workshop.make_data(sorted({t.task for t in missing}), console, jobs)
+    workshop.make_data(sorted({t.task.removesuffix("_anticipation") for t in missing}), console, jobs)
 
     def attempt(training: Training) -> bool:
         console.print(f"{training.name}: begins")
@@ -249,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     runner = commands.add_parser("run", help="train what is missing")
-    runner.add_argument("--groups", nargs="+", default=list("abcdeg"), help="experiments: a b c d e g")
+    runner.add_argument("--groups", nargs="+", default=list("abcdegh"), help="experiments: a b c d e g h")
     runner.add_argument("--only", nargs="+", default=[], help="names of trainings, or tasks")
     runner.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     runner.add_argument("--threads", type=int, default=1, help="of every training")

@@ -28,6 +28,15 @@ TASK_TITLES = {
 # The best that anyone can do who remembers nothing. Of a recipe's step the verb can be seen and the noun not. A second ahead,
 # the present verb rules out some continuations: of the eight pairs of verbs that follow one another, three can be guessed.
 CHANCE = {"recall": 1 / 4, "shell_game": 1 / 3, "recipe": 1 / 4, "recipe_anticipation": 3 / 8}
+# Official metrics, in percent, of the recipe in the files of EPIC-KITCHENS-100.
+EPIC_ROWS = (
+    ("recognition, verb, top-1", "recipe_epic", "all_verb_accuracy_at_1"),
+    ("recognition, noun, top-1", "recipe_epic", "all_noun_accuracy_at_1"),
+    ("recognition, action, top-1", "recipe_epic", "all_action_accuracy_at_1"),
+    ("recognition, action, top-1, unseen participants", "recipe_epic", "unseen_action_accuracy_at_1"),
+    ("anticipation, action, class-mean top-5 recall", "recipe_epic_anticipation", "overall_action_mt5r"),
+    ("anticipation, the same, unseen participants", "recipe_epic_anticipation", "unseen_action_mt5r"),
+)
 BEGIN, END = "<!-- {}: written by memvit.benchmarks.long_term report -->", "<!-- end of {} -->"
 MIN_CLIPS = 20  # fewer say too little for a point in a curve
 
@@ -54,6 +63,7 @@ def write_report(folder: Path, docs: Path) -> None:
     figures.mkdir(parents=True, exist_ok=True)
     tables = {"gain": _gain_table(results), **{key: _ablation_table(results, key) for key in ABLATIONS}}
     tables["pretraining"] = _pretraining_table(results)
+    tables["epic"] = _epic_table(results)
     draw_gain(results, figures / "long_term_gain.png")
     draw_delays(results, figures / "long_term_delay.png")
     draw_ablations(results, figures / "long_term_ablations.png")
@@ -162,6 +172,14 @@ def _reach(result: Result) -> int | None:
             break
         reach = delay
     return reach
+
+
+def _epic_table(results: dict[str, Result]) -> str:
+    rows = []
+    for title, task, metric in EPIC_ROWS:
+        kinds = ([r["metrics"][metric] / 100 for r in _seeds(results, task, kind)] for kind in ("short", "memory"))
+        rows.append([title, *map(_percent, kinds)])
+    return _table(("metric", "without memory", "with memory"), rows)
 
 
 def _pretraining_table(results: dict[str, Result]) -> str:
