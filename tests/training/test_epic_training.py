@@ -168,3 +168,35 @@ def test_a_submission_needs_segments(
     test = ["test", "--config", str(config), "--ckpt_path", "last"]
     assert main([*test, "--model.submission", str(tmp_path / "x.zip")]) == 1
     assert "use EpicKitchensData, or leave it out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_segments_that_were_not_read_do_not_count_and_are_submitted_as_unknown(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(root, tmp_path, "recognition", val_batch_size=1)
+    assert main(["fit", "--config", str(config), "--trainer.max_epochs", "1"]) == 0
+    capsys.readouterr()
+    path = tmp_path / "some.zip"
+    test = ["test", "--config", str(config), "--ckpt_path", "last", "--model.submission", str(path)]
+    assert main([*test, "--trainer.limit_test_batches", "9"]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    scores = read_submission(path)
+    missed = [len(set(row)) == 1 for row in scores.verb_scores.tolist()]
+    assert len(missed) == 2 * SECONDS
+    assert 0 < sum(missed) < 2 * SECONDS
+    assert f"{sum(missed)} of {2 * SECONDS} segments or videos were not read and do not count" in told
+    assert f"{sum(missed)} segments could not be read: all classes get the same score" in told
+
+
+def test_weights_without_a_head_for_the_classes_cannot_be_measured(
+    dataset: Path, config: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", str(config), "--trainer.max_epochs", "1"]) == 0
+    weights = tmp_path / "runs" / "tiny" / "version_0" / "model" / "model.safetensors"
+    renamed = tmp_path / "weights.safetensors"  # without the config that knows its classes
+    renamed.write_bytes(weights.read_bytes())
+    capsys.readouterr()
+    test = ["test", "--config", str(write_config(root, tmp_path, "recognition"))]
+    assert main([*test, "--model.weights", str(renamed)]) == 1
+    assert "new (head.projection" in (told := " ".join(capsys.readouterr().err.split()))
+    assert "what is new is random, and cannot be measured" in told

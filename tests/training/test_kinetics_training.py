@@ -19,7 +19,8 @@ from memvit.datasets import measuring
 from memvit.datasets.clips import ClipTiming
 from memvit.datasets.kinetics import KineticsDataset
 from memvit.models.config import MViTConfig
-from memvit.training.kinetics import KineticsData, _ProgressLog
+from memvit.training.kinetics import KineticsData
+from memvit.training.opening import OpeningLog
 from memvit.video import VideoReader
 from memvit.video.writer import VideoWriter
 from training.tiny_data import CALM, FPS
@@ -298,8 +299,8 @@ def test_opening_many_videos_is_told_now_and_then(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now_s = [0.0]
-    monkeypatch.setattr("memvit.training.kinetics.time.monotonic", lambda: now_s[0])
-    tell = _ProgressLog(Path("train.csv"))
+    monkeypatch.setattr("memvit.training.opening.time.monotonic", lambda: now_s[0])
+    tell = OpeningLog(Path("train.csv"))
     with caplog.at_level(logging.INFO):
         for done in range(1, 41):
             now_s[0] = done * 1.0

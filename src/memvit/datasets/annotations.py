@@ -270,7 +270,11 @@ def as_number(cell: str) -> float | None:
 
 
 def open_videos(
-    file: AnnotationFile, *, skip_unreadable: bool = False, image_fps: float = IMAGE_FPS
+    file: AnnotationFile,
+    *,
+    skip_unreadable: bool = False,
+    image_fps: float = IMAGE_FPS,
+    on_progress: Progress | None = None,
 ) -> tuple[Video, ...]:
     """The videos of annotations in which no error was found, in order of appearance.
 
@@ -278,13 +282,14 @@ def open_videos(
         file: the annotations.
         skip_unreadable: leave out videos that cannot be read, and log it, instead of raising an error.
         image_fps: images per second of folders of images.
+        on_progress: called with (videos opened, videos in all).
 
     Raises:
         ValueError: an error was found before, a video cannot be read, or an entry lies outside its video.
     """
     file.check()
     videos, unreadable = [], []
-    measured = measure(file, image_fps=image_fps)
+    measured = measure(file, image_fps=image_fps, on_progress=on_progress)
     for name, path in file.paths.items():
         found = measured[path]
         if isinstance(found, str):

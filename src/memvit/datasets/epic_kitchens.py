@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from memvit.datasets.annotations import OUTSIDE, enumerate_texts, open_videos
+from memvit.datasets.annotations import OUTSIDE, Progress, enumerate_texts, open_videos
 from memvit.datasets.clips import IGNORED, Annotation, ClipTiming, Task, Video
 from memvit.datasets.epic_annotations import (
     CLASS_COLUMNS,
@@ -76,6 +76,7 @@ class EpicKitchensDataset:
         skip_unreadable: leave out videos that cannot be read, and log it, instead of raising an error.
         image_fps: images per second where videos are images; None: worked out for every video.
         cache: a folder for what is known about tar files.
+        on_progress: called with (videos opened, videos in all).
 
     Attributes:
         rows: the usable segments, a row each, as of `EpicFile.rows`; group i is row i.
@@ -108,6 +109,7 @@ class EpicKitchensDataset:
         skip_unreadable: bool = False,
         image_fps: float | None = None,
         cache: Path | None = None,
+        on_progress: Progress | None = None,
     ) -> None:
         if task not in ("recognition", "anticipation"):
             raise ValueError(f"task={task!r} is none of EPIC-KITCHENS: give 'recognition' or 'anticipation'")
@@ -133,7 +135,7 @@ class EpicKitchensDataset:
             raise ValueError(
                 f"{csv}: the lists of classes are not those of training, which has {counts}: give the same files"
             )
-        self._videos = _open(file, skip_unreadable)
+        self._videos = _open(file, skip_unreadable, on_progress)
         self.rows: pd.DataFrame = file.rows[_is_shown(file, self._videos)].reset_index(drop=True)
         self.num_groups = len(self.rows)
         self.labelled = bool((self.rows[list(CLASS_COLUMNS)] >= 0).all(axis=None)) and self.num_groups > 0
@@ -267,10 +269,10 @@ def log_scores(probabilities: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-30))
 
 
-def _open(file: EpicFile, skip_unreadable: bool) -> tuple[Video, ...]:
+def _open(file: EpicFile, skip_unreadable: bool, on_progress: Progress | None) -> tuple[Video, ...]:
     """The videos, in order of appearance; logs what cannot be used."""
     folder, videos = file.folder, []
-    for video in open_videos(file, skip_unreadable=skip_unreadable):
+    for video in open_videos(file, skip_unreadable=skip_unreadable, on_progress=on_progress):
         said_s = file.infos[video.name].duration_s
         if video.images is not None:  # which may end before the video does
             video = dataclasses.replace(video, duration_s=said_s)

@@ -7,7 +7,6 @@ import math
 import os
 import tempfile
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,12 @@ from torch import Tensor
 from memvit.models.memory import Memory
 from memvit.models.memvit import MeMViT
 from memvit.online.prediction import ClipPrediction, newest_time
-from memvit.online.stream import ClipGrid, FrameClip, StreamState
+from memvit.online.stream import ClipGrid, FrameClip, ReadyClip, StreamState
 from memvit.video import ClipTransform, Frame, Prefetcher, TimeSampler
 
 logger = logging.getLogger(__name__)
 
 STATE_VERSION = 1
-
-
-@dataclass(frozen=True)
-class ReadyClip:
-    """A clip for the model: (3, T, H, W), normalised; its last frames may repeat the one before them."""
-
-    stream: Hashable
-    clip: Tensor
-    start_s: float
-    end_s: float
-    num_repeated: int = 0
 
 
 class OnlineRecognizer:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from memvit.models.memory import Memory
 from memvit.models.memvit import MeMViT
@@ -34,6 +36,17 @@ class FrameClip:
     frames: list[np.ndarray]
     start_s: float
     end_s: float
+
+
+@dataclass(frozen=True)
+class ReadyClip:
+    """A clip for the model: (3, T, H, W), normalised; its last frames may repeat the one before them."""
+
+    stream: Hashable
+    clip: Tensor
+    start_s: float
+    end_s: float
+    num_repeated: int = 0
 
 
 @dataclass

@@ -249,7 +249,31 @@ class VideoData(LightningDataModule):
         )
 
 
-class SegmentsData(VideoData):
+class AnnotatedData(VideoData):
+    """A folder of videos, with a file of annotations for every split.
+
+    Args:
+        root: the folder that the other paths are relative to.
+        train: file with what is trained on.
+        val: the same to validate with; None: nothing is validated.
+        test: the same for `memvit test`.
+        videos: the folder with the videos.
+        kwargs: as for `VideoData`.
+    """
+
+    def __init__(self, root: str, train: str, val: str | None, test: str | None, videos: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.root = Path(root).expanduser()
+        self.files: dict[Split, str | None] = {"train": train, "val": val, "test": test}
+        self.videos = videos
+
+    def annotations(self, split: Split) -> Path | None:
+        """The file of a split."""
+        name = self.files[split]
+        return None if name is None else self.root / name
+
+
+class SegmentsData(AnnotatedData):
     """Your own videos: CSV files that say what happens from when to when.
 
     Args:
@@ -276,18 +300,10 @@ class SegmentsData(VideoData):
         anticipation_s: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.root = Path(root).expanduser()
-        self.files: dict[Split, str | None] = {"train": train, "val": val, "test": test}
-        self.videos = videos
+        super().__init__(root=root, train=train, val=val, test=test, videos=videos, **kwargs)
         self.task = task
         self.multi_label = multi_label
         self.anticipation_s = anticipation_s
-
-    def annotations(self, split: Split) -> Path | None:
-        """The CSV file of a split."""
-        name = self.files[split]
-        return None if name is None else self.root / name
 
     def open_dataset(self, split: Split, timing: ClipTiming, classes: Sequence[Sequence[str]] | None) -> VideoDataset:
         """The segments of a split."""
@@ -312,7 +328,7 @@ class SegmentsData(VideoData):
         return {"task": self.task, "multi_label": self.multi_label, "anticipation_s": self.anticipation_s}
 
 
-class AvaData(VideoData):
+class AvaData(AnnotatedData):
     """AVA: actions of people in boxes, one keyframe a second. What files look like: `memvit.datasets.ava_boxes`.
 
     Args:
@@ -365,10 +381,7 @@ class AvaData(VideoData):
         keep_aspect: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(keep_aspect=keep_aspect, **kwargs)
-        self.root = Path(root).expanduser()
-        self.files: dict[Split, str | None] = {"train": train, "val": val, "test": test}
-        self.videos = videos
+        super().__init__(root=root, train=train, val=val, test=test, videos=videos, keep_aspect=keep_aspect, **kwargs)
         self.classes = classes
         self.first_second = first_second
         self.seconds = seconds
@@ -382,11 +395,6 @@ class AvaData(VideoData):
             zip(SPLITS, (train_excluded, val_excluded, test_excluded), strict=True)
         )
         self.frames: dict[Split, str | None] = dict(zip(SPLITS, (train_frames, val_frames, test_frames), strict=True))
-
-    def annotations(self, split: Split) -> Path | None:
-        """The CSV file of a split."""
-        name = self.files[split]
-        return None if name is None else self.root / name
 
     def open_dataset(
         self, split: Split, timing: ClipTiming, classes: tuple[tuple[str, ...], ...] | None

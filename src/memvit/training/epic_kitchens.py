@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from memvit.datasets.clips import ClipTiming, VideoDataset
 from memvit.models.config import MViTConfig
 from memvit.models.zoo import cache_dir
-from memvit.training.data import Split, VideoData
+from memvit.training.data import AnnotatedData, Split
+from memvit.training.opening import OpeningLog
 
 
-class EpicKitchensData(VideoData):
+class EpicKitchensData(AnnotatedData):
     """EPIC-KITCHENS-100: verb and noun of every segment, recognised or anticipated. More: `memvit.datasets.epic_kitchens`.
 
     Args:
@@ -51,10 +51,7 @@ class EpicKitchensData(VideoData):
         image_fps: float | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.root = Path(root).expanduser()
-        self.files: dict[Split, str | None] = {"train": train, "val": val, "test": test}
-        self.videos = videos
+        super().__init__(root=root, train=train, val=val, test=test, videos=videos, **kwargs)
         self.task = task
         self.anticipation_s = anticipation_s
         self.tables = {
@@ -79,11 +76,6 @@ class EpicKitchensData(VideoData):
             )
         super().connect(config)
 
-    def annotations(self, split: Split) -> Path | None:
-        """The CSV file of a split."""
-        name = self.files[split]
-        return None if name is None else self.root / name
-
     def open_dataset(
         self, split: Split, timing: ClipTiming, classes: tuple[tuple[str, ...], ...] | None
     ) -> VideoDataset:
@@ -103,6 +95,7 @@ class EpicKitchensData(VideoData):
             skip_unreadable=self.skip_unreadable,
             image_fps=self.images_per_second,
             cache=cache_dir(),
+            on_progress=OpeningLog(path),
             **{name: None if table is None else self.root / table for name, table in self.tables.items()},
         )
 

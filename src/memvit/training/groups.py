@@ -28,6 +28,7 @@ class GroupScores(Metric):
         super().__init__(**options)
         self.num_classes = tuple(num_classes)
         self.dataset: GroupedDataset | None = None
+        self.num_missed = 0
         for head, num in enumerate(self.num_classes):
             self.add_state(f"sums_{head}", torch.zeros(0, num), dist_reduce_fx="sum")
         self.add_state("num_clips", torch.zeros(0, dtype=torch.long), dist_reduce_fx="sum")
@@ -63,9 +64,11 @@ class GroupScores(Metric):
             sums.index_add_(0, groups, newest[counts].to(sums))
 
     def compute(self) -> dict[str, Tensor]:
-        """The data set's metrics."""
+        """The data set's metrics; `num_missed` then says of how many groups no clip was seen."""
         assert self.dataset is not None
-        values = self.dataset.measure(*self.means())
+        scores, answered = self.means()
+        self.num_missed = int((~answered).sum())
+        values = self.dataset.measure(scores, answered)
         return {name: torch.tensor(value, dtype=torch.float64).float() for name, value in values.items()}
 
     def gathered(self) -> tuple[list[np.ndarray], np.ndarray]:

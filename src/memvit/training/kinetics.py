@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from pathlib import Path
 from typing import Any
 
 from memvit.datasets.clips import ClipTiming, VideoDataset
-from memvit.training.data import SPLITS, Split, VideoData
-
-logger = logging.getLogger(__name__)
-
-TELL_EVERY_S = 15.0
+from memvit.training.data import SPLITS, AnnotatedData, Split
+from memvit.training.opening import OpeningLog
 
 
-class KineticsData(VideoData):
+class KineticsData(AnnotatedData):
     """Kinetics, or other short videos of one label each. What files look like: `memvit.datasets.kinetics`.
 
     Training takes one clip of every video an epoch, from its middle, or with `augmentation.clip_jitter` of 1 from anywhere.
@@ -47,22 +42,18 @@ class KineticsData(VideoData):
         max_missing_share: float = 0.1,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(root=root, train=train, val=val, test=test, videos=videos, **kwargs)
         if test_clips < 1:
             raise ValueError(f"data.test_clips={test_clips} must be 1 or more")
-        self.root = Path(root).expanduser()
-        self.files: dict[Split, str | None] = {"train": train, "val": val, "test": test}
-        self.videos = videos
         self.classes = classes
         self.test_clips = test_clips
         self.max_missing_share = max_missing_share
 
     def annotations(self, split: Split) -> Path | None:
         """The list of a split, or its folder of folders."""
-        name = self.files[split]
-        if name is None:
+        path = super().annotations(split)
+        if path is None:
             return None
-        path = self.root / name
         folder = self.root / self.videos / path.stem
         return folder if not path.exists() and folder.is_dir() else path
 
@@ -83,7 +74,7 @@ class KineticsData(VideoData):
             skip_unreadable=self.skip_unreadable,
             max_missing_share=self.max_missing_share,
             image_fps=self.image_fps,
-            on_progress=_ProgressLog(path),
+            on_progress=OpeningLog(path),
         )
         if classes is not None and [len(names) for names in dataset.classes] != [len(names) for names in classes]:
             raise ValueError(
@@ -108,32 +99,8 @@ class KineticsData(VideoData):
             path = self.annotations(split)
             if path is not None and path.exists():
                 file = read_labelled_videos(path, self.root / self.videos)
-                measure_once(file, image_fps=self.image_fps, on_progress=_ProgressLog(path))
+                measure_once(file, image_fps=self.image_fps, on_progress=OpeningLog(path))
 
     def facts(self) -> dict[str, Any]:
         """Nothing: labels depend on the list and on the names of classes alone, which are known without."""
         return {}
-
-
-class _ProgressLog:
-    """Tells now and then how many videos have been opened, where that takes long.
-
-    Args:
-        path: of the list of videos.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._began_at = self._told_at = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Takes how many videos are done, of how many."""
-        now = time.monotonic()
-        if now - self._told_at < TELL_EVERY_S:
-            return
-        self._told_at = now
-        left_s = (now - self._began_at) / done * (total - done)
-        logger.info(
-            "%s: %d of %d videos opened to see how long they are, about %.0f s to go",
-            *(self.path, done, total, left_s),
-        )

@@ -337,6 +337,9 @@ class VideoClassifier(LightningModule):
         values = evaluation.compute()
         if isinstance(findings, GroupScores):  # clips one by one are not what the data set measures
             values = {"loss": values["loss"], **findings.compute()}
+            if findings.num_missed and not self.trainer.sanity_checking:
+                total = len(findings.num_clips)
+                logger.warning("%d of %d segments or videos were not read and do not count", findings.num_missed, total)
         elif findings is not None and not self.trainer.sanity_checking:  # which sees a few keyframes only
             values |= findings.compute()
         self.log_dict({f"{role}/{name}": value for name, value in values.items()})
