@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from encode import barcode, indices, read_barcode, write_image
 
-from memvit.video import ImageFolderReader, VideoError
+from memvit.video import ImageFolderReader, VideoError, open_video
 from memvit.video.images import NumberedImages
 from memvit.video.tar_images import TarImages
 
@@ -63,6 +63,14 @@ def test_images_in_a_tar_file_are_those_of_the_folder(folder: Path, tmp_path: Pa
     reader = ImageFolderReader(tmp_path / "P01_01.tar", 4.0, images=images)
     assert [(frame.time_s, read_barcode(frame.rgb())) for frame in reader] == [((n - 1) / 4, n) for n in NUMBERS]
     assert (reader.info.width, reader.info.duration_s, reader.warning) == (72, 2.25, None)
+
+
+def test_a_tar_file_is_opened_as_a_folder_is(folder: Path, tmp_path: Path) -> None:
+    with open_video(pack(folder, tmp_path / "P01_01.tar"), fps=2.0, start_s=0.5) as packed:
+        found = [(frame.time_s, read_barcode(frame.rgb())) for frame in packed]
+    with open_video(folder, fps=2.0, start_s=0.5) as unpacked:
+        assert found == [(frame.time_s, read_barcode(frame.rgb())) for frame in unpacked]
+    assert [number for _, number in found] == [2, 4, 5, 6, 9]
 
 
 def test_long_names_shift_no_image(folder: Path, tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ def detect(
     are replaced. Exit code 0: all is well; 1: a video is damaged or cannot be used, the others are done; 130: interrupted.
 
     Args:
-        inputs: video files, folders of images (one video each) or folders of videos (without their subfolders). Each is read
-            twice, so no live streams.
+        inputs: video files, folders or tar files of images (one video each) or folders of videos (without their subfolders).
+            Each is read twice, so no live streams.
         model: a model of boxes: a preset such as memvit_16x4_ava (random weights, for trials), published weights such as
             memvit_16x4_ava.k400, a directory, or a repository of the Hugging Face Hub.
         config: instead of a model, a YAML config of the authors' release.

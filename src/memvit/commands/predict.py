@@ -41,8 +41,8 @@ def predict(
     the timeline shows it there, and the overlay from the end of the clip on.
 
     Args:
-        inputs: video files, folders of images (one video each), folders of videos (without their subfolders), addresses of
-            live streams (rtsp://, udp://, http:// and so on) or cameras (/dev/video0).
+        inputs: video files, folders or tar files of images (one video each), folders of videos (without their subfolders),
+            addresses of live streams (rtsp://, udp://, http:// and so on) or cameras (/dev/video0).
         model: a preset (random weights, for trials), published weights such as memvit_16x4.k400, a directory that
             `memvit convert` or `save_pretrained` wrote, or a repository of the Hugging Face Hub.
         config: instead of a model, a YAML config of the authors' release.
@@ -60,7 +60,7 @@ def predict(
         fps: frame rate that the sampling rate refers to. Left out: the model's own.
         sampling_rate: a clip takes every so-many-th frame. Left out: the model's own.
         stride: sampled frames from the start of a clip to the start of the next. Left out: a clip's length.
-        image_fps: images per second of folders of images.
+        image_fps: images per second of folders and tar files.
         drop: when the model is slower than a live source, drop the oldest waiting frames, or none and fall behind.
         max_duration: stop live sources after so many seconds.
         max_attempts: give up on a live source after so many failed connections in a row. 0: its first end is its end.

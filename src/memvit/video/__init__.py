@@ -17,6 +17,7 @@ from memvit.video.live import LiveEvent, LiveSource, is_live
 from memvit.video.prefetch import Prefetcher
 from memvit.video.reader import VideoReader, probe
 from memvit.video.sampling import TimeSampler
+from memvit.video.tar_images import TarImages
 from memvit.video.transforms import ClipTransform
 
 __all__ = [
@@ -48,11 +49,11 @@ VIDEO_SUFFIXES = frozenset(
 def open_video(
     source: str | os.PathLike[str], *, fps: float = 30.0, start_s: float = 0.0, end_s: float | None = None
 ) -> VideoReader | ImageFolderReader | LiveSource:
-    """Open whatever ``source`` is: a video file, a folder of images, the address of a stream or a camera.
+    """Open whatever ``source`` is: a video file, a folder or tar file of images, the address of a stream or a camera.
 
     Args:
         source: path or address; :func:`is_live` tells streams from files.
-        fps: images per second of a folder of images; other sources know their times.
+        fps: images per second of a folder or tar file; other sources know their times.
         start_s, end_s: range of time in seconds; not for live streams.
 
     Returns:
@@ -70,4 +71,6 @@ def open_video(
         name = url2pathname(urlsplit(name).path)
     if Path(name).is_dir():
         return ImageFolderReader(name, fps, start_s, end_s)
+    if name.lower().endswith(".tar") and Path(name).is_file():
+        return ImageFolderReader(name, fps, start_s, end_s, TarImages.counted(name))
     return VideoReader(name, start_s, end_s)
