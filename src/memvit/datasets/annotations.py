@@ -31,7 +31,6 @@ SPLITS = ("train", "val", "test")
 
 MAX_NAMED = 10
 OUTSIDE = "outside the video"
-RELATIVE = "names are relative to that folder, with or without suffix"
 
 Progress = Callable[[int, int], None]
 
@@ -75,9 +74,14 @@ class VideoFolder:
     Args:
         path: of the folder.
 
+    Attributes:
+        naming: how videos are named, for messages.
+
     Raises:
         FileNotFoundError: there is no such folder.
     """
+
+    naming = "names are relative to that folder, with or without suffix"
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -167,7 +171,9 @@ class AnnotationFile:
         try:
             path = self.folder.find(name)
             if path is None:
-                self.error("missing video", f"there is no video {name!r} in {self.folder.path}; {RELATIVE}", line)
+                self.error(
+                    "missing video", f"there is no video {name!r} in {self.folder.path}; {self.folder.naming}", line
+                )
         except ValueError as error:
             self.error("ambiguous video", str(error), line)
             path = None
@@ -221,7 +227,7 @@ class AnnotationFile:
             named = enumerate_texts([repr(name) for name in missing], 5)
             raise ValueError(
                 f"{errors[0].file}:{errors[0].line}: {len(missing)} of {len(self.lines)} videos are not in "
-                f"{self.folder.path}: {named}; {RELATIVE}"
+                f"{self.folder.path}: {named}; {self.folder.naming}"
             )
         more = f" (and {len(errors) - 1} more errors; `memvit data check` lists them)" if len(errors) > 1 else ""
         raise ValueError(f"{errors[0]}{more}")

@@ -43,6 +43,8 @@ class EpicFolder(VideoFolder):
         FileNotFoundError: there is no such folder.
     """
 
+    naming = "video P01_11 is P01/rgb_frames/P01_11 (a folder, or a .tar) or P01/videos/P01_11.MP4 there"
+
     def __init__(
         self,
         path: str | os.PathLike[str],
