@@ -63,18 +63,22 @@ def test_a_segment_is_covered_by_as_many_clips_as_fit(videos: Path, tmp_path: Pa
 
 
 def test_what_lies_between_segments_is_seen_for_memory(videos: Path, tmp_path: Path) -> None:
-    """From the beginning to the last segment, a stride apart or about; what comes after it nobody asks about."""
-    assert plan(dataset_of([(3.4, 4.4, 0, 0), (8.0, 9.0, 1, 1)], videos, tmp_path)) == [
-        (0.1, -1),
-        (1.2, -1),
-        (2.3, -1),
-        (3.4, 0),
-        (4.32, -1),
-        (5.24, -1),
-        (6.16, -1),
-        (7.08, -1),
-        (8.0, 1),
+    """Every stride from the beginning to the last segment; what comes after it nobody asks about."""
+    first_clips = [(0.0, -1), (1.0, -1), (2.0, -1), (3.4, 0)]
+    dataset = dataset_of([(3.4, 4.4, 0, 0), (8.0, 9.0, 1, 1)], videos, tmp_path)
+    assert plan(dataset) == [*first_clips, (4.4, -1), (5.4, -1), (6.4, -1), (7.4, -1), (8.0, 1)]
+
+
+@pytest.mark.parametrize("task", ["recognition", "anticipation"])
+def test_what_is_seen_until_a_segment_does_not_tell_when_it_will_come(
+    task: EpicTask, videos: Path, tmp_path: Path
+) -> None:
+    plans = [
+        plan(dataset_of([(4.0, 5.0, 0, 0), (start_s, start_s + 1.0, 1, 1)], videos, tmp_path, task))
+        for start_s in (11.0, 14.3)
     ]
+    sooner, later = ([start_s for start_s, _ in clips] for clips in plans)
+    assert sooner[:-1] == later[: len(sooner) - 1]
 
 
 def test_clips_between_segments_carry_no_loss(videos: Path, tmp_path: Path) -> None:

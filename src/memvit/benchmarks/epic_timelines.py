@@ -122,10 +122,16 @@ def make(annotations: Path, root: Path, console: Console) -> dict[str, Any]:
             console.print(f"rendering {infos[name].duration_s:.0f} s at {infos[name].fps:.2f} fps as {kinds[name]}")
             write_media(root, name, infos[name], timed[timed["video_id"] == name], kinds[name], seed)
         (root / "complete").touch()
-    counts = {split: int(rows["video_id"].isin(names).sum()) for split, names in parts.items()}
+    trained, held = (rows[rows["video_id"].isin(names)] for names in parts.values())
+    classes = {"verb": ["verb_class"], "noun": ["noun_class"], "action": ["verb_class", "noun_class"]}
     return {
         "videos": {split: len(names) for split, names in parts.items()},
-        "segments": counts,
+        "segments": {"train": len(trained), "validation": len(held)},
+        # Nobody can name what was never shown.
+        "percent_seen_in_training": {
+            name: round(100 * float(held.set_index(columns).index.isin(trained.set_index(columns).index).mean()), 1)
+            for name, columns in classes.items()
+        },
         "minutes": round(sum(infos[name].duration_s for name in chosen) / 60, 1),
         "own_rates_fps": sorted({round(infos[name].fps, 2) for name in chosen}),
         "media": {kind: list(kinds.values()).count(kind) for kind in ("folder", "tar", "film")},

@@ -50,8 +50,8 @@ class EpicKitchensDataset:
     """Videos of which the files of EPIC-KITCHENS-100 say which actions, a verb and a noun each, happen in them.
 
     Videos run as streams from their beginning to their last segment. Every segment has clips of its own. Where the next is more
-    than a stride and a half away, further clips lie in between, evenly, so that memory has seen everything: on the real data, as
-    many clips in all as if videos were cut every stride, and so a memory that reaches as far back.
+    than a stride and a half away, further clips follow every stride, so that memory has seen everything: on the real data, about
+    as many clips in all as if videos were cut every stride, and so a memory that reaches as far back.
 
     - "recognition": a segment is cut into as many parts as strides fit into it, and a clip is centred on each; so a segment
       that is shorter than a clip has one, centred on it. The scores of its clips are averaged.
@@ -320,7 +320,10 @@ def _inside(starts_s: np.ndarray, stops_s: np.ndarray, timing: ClipTiming) -> tu
 def _laid_out(
     clips_s: np.ndarray, segments: np.ndarray, rooms_s: np.ndarray, stride_s: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Clips in order, with others in the gaps between them and before the first."""
+    """Clips in order, with others in the gaps between them and before the first.
+
+    Those follow the clip before them, so that they are where they would be if nobody knew when the next segment is to come.
+    """
     order = np.argsort(clips_s, kind="stable")
     clips_s, segments, rooms_s = clips_s[order], segments[order], rooms_s[order]
     for index in range(1, len(clips_s)):
@@ -330,7 +333,7 @@ def _laid_out(
     fillers = np.maximum(np.rint(gaps_s / stride_s).astype(np.int64) - 1, 0)
     after = np.repeat(np.arange(len(clips_s)), fillers)
     step = 1 + np.arange(len(after)) - np.repeat(np.cumsum(fillers) - fillers, fillers)
-    between_s = before_s[after] + step * (gaps_s / (fillers + 1))[after]
+    between_s = before_s[after] + step * stride_s
     starts_s = np.concatenate([clips_s, between_s])
     owners = np.concatenate([segments, np.full(len(between_s), NO_SEGMENT)])
     rooms_s = np.concatenate([rooms_s, np.zeros(len(between_s))])
