@@ -3,7 +3,10 @@
 import pytest
 import torch
 from test_memory import clips_at
+from torch import Tensor
 
+from memvit.kernels.pooling import Pooling, pool_norm
+from memvit.models.config import Size3
 from tiny_models import small_model
 
 
@@ -38,13 +41,21 @@ def test_compression_learns_under_every_selection(gap: int, compression: str) ->
 @pytest.mark.parametrize("length", [1, 2, 8])
 def test_a_step_compresses_one_clip_whatever_the_length(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(memory_length=length)
+    filters = {id(block.attn.compress_k.weight) for block in model.blocks}
     compressed = []
-    for block in model.blocks:
-        block.attn.norm_compress_k.register_forward_hook(lambda _, args, out: compressed.append(out.shape[0]))
-    memory = None
-    for step in range(3):
-        _, memory = model(clips_at(step, 2), memory)
-    assert compressed == [2] * (4 * 3)
+
+    def pool_and_count(x: Tensor, grid: Size3, poolings: list[Pooling], *, num_class: int) -> list[Tensor]:
+        compressed.extend(len(x) for pooling in poolings if id(pooling.weight) in filters)
+        return pool_norm(x, grid, poolings, num_class=num_class)
+
+    monkeypatch.setattr("memvit.models.attention.pool_norm", pool_and_count)
+    for is_training in (True, False):  # the graph is kept, or what was compressed is kept projected
+        compressed.clear()
+        memory = None
+        with torch.set_grad_enabled(is_training):
+            for step in range(3):
+                _, memory = model(clips_at(step, 2), memory)
+        assert compressed == [2] * (4 * 3)
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [((3, 3, 3), (2, 1, 1)), ((1, 2, 2), (1, 2, 2)), ((5, 5, 5), (4, 4, 4))])

@@ -1,9 +1,13 @@
-"""Attention with additive terms that decompose: a query's values along an axis, of which each key takes one.
+"""Attention over present and remembered keys, with relative positions that decompose along axes.
 
-Definition (`attention_reference`): logits are built, terms are gathered and added, softmax, values. The fast form never
-writes the logits: a term is a product of the query's values with the key's one-hot entry, so values and one-hot entries
-become extra dimensions of queries and keys, and a fused attention does the rest (the idea is known as FlashBias,
-arXiv 2505.12044).
+Definition (`attention_reference`): logits are built, terms are gathered and added, softmax, values. Neither fast form writes
+the logits:
+
+- with PyTorch alone, a term is a product of the query's values with the key's one-hot entry, so values and one-hot entries
+  become extra dimensions of queries and keys, and a fused attention does the rest (the idea is known as FlashBias,
+  arXiv 2505.12044);
+- on CPUs, where no gradients are wanted, a kernel of ours (csrc/attention.inl) adds the terms tile by tile, and reads past
+  and present keys where they lie.
 """
 
 from __future__ import annotations
@@ -15,7 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from memvit.kernels import cpu
 from memvit.kernels.backend import use_reference
+from memvit.kernels.ops import register
+
+Size3 = tuple[int, int, int]
+
+LOG2_E = 1.4426950408889634
 
 
 class AttentionTerm(NamedTuple):
@@ -30,45 +40,102 @@ class AttentionTerm(NamedTuple):
     entry: Tensor
 
 
+class AxisTable(NamedTuple):
+    """Relative positions along one axis: a query at r gets `q . table[r, entry[j]]` added to its logit of key j.
+
+    Attributes:
+        axis: of the queries' grid: 0 time, 1 height, 2 width.
+        table: (size of the axis, entries, head_dim).
+        entry: int32 (num_keys,), which entry each key takes, remembered keys first; -1: none, nothing is added.
+        row: int32 (num_queries,), where each query is along the axis; -1 for class tokens.
+        packed: `pack_table(table)`, for the kernel on CPUs.
+    """
+
+    axis: int
+    table: Tensor
+    entry: Tensor
+    row: Tensor
+    packed: Tensor | None
+
+
+class RelativePositions(NamedTuple):
+    """Relative positions of queries on a grid.
+
+    Attributes:
+        grid: (time, height, width) of the queries, after `num_class` class tokens, which get nothing.
+        tables: one per axis that has positions.
+    """
+
+    grid: Size3
+    num_class: int
+    tables: tuple[AxisTable, ...]
+
+    def terms(self, q: Tensor) -> list[AttentionTerm]:
+        """The terms for queries (B, heads, N, head_dim), unscaled."""
+        points = q[:, :, self.num_class :].unflatten(2, self.grid)  # (B, heads, T, H, W, head_dim)
+        terms = []
+        for axis, table, entry, _, _ in self.tables:
+            values = torch.einsum(f"bnthwc,{'thw'[axis]}kc->bnthwk", points, table.to(q.dtype)).flatten(2, 4)
+            terms.append(AttentionTerm(F.pad(values, (0, 0, self.num_class, 0)), entry))
+        return terms
+
+
+def pack_table(table: Tensor) -> Tensor:
+    """(rows, entries, head_dim) as the kernel on CPUs wants it: float32 (rows, head_dim, entries), times log2(e)."""
+    return F.pad(table.float().transpose(1, 2) * LOG2_E, (0, -table.shape[1] % 16)).contiguous()
+
+
 def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     *,
+    past_k: Tensor | None = None,
+    past_v: Tensor | None = None,
+    positions: RelativePositions | None = None,
     terms: Sequence[AttentionTerm] = (),
     key_mask: Tensor | None = None,
     dropout: float = 0.0,
+    residual_from: int | None = None,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim) + terms) v.
+    """softmax(q k^T / sqrt(head_dim) + positions + terms) v.
 
     Args:
         q: (B, heads, num_queries, head_dim), unscaled.
         k, v: (B, heads, num_keys, head_dim).
-        terms: what is added to the logits.
-        key_mask: bool (B or 1, num_keys); keys that are False take no part in the softmax.
+        past_k, past_v: keys and values that come before k and v.
+        positions: relative positions, over past and present keys.
+        terms: what else is added to the logits.
+        key_mask: bool (B or 1, past and present keys); keys that are False take no part in the softmax.
         dropout: rate on the softmax.
+        residual_from: q is added to the result, but for this many first queries; None: it is not (paper of MViTv2, eq. 3).
 
     Returns:
         (B, heads, num_queries, head_dim).
     """
-    if use_reference():
-        return attention_reference(q, k, v, terms=terms, key_mask=key_mask, dropout=dropout)
-    scale = q.shape[-1] ** -0.5
-    if not terms and key_mask is None:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
-
-    B, heads, num_queries, _ = q.shape
-    extra_q = [term.values.to(q.dtype).expand(B, heads, -1, -1) for term in terms]
-    extra_k = [_one_hot(term, k.dtype).expand(B, heads, -1, -1) for term in terms]
-    if key_mask is not None:
-        extra_q.append(q.new_ones(1).expand(B, heads, num_queries, 1))
-        extra_k.append((~key_mask).to(k.dtype).mul(masked_logit(k.dtype))[:, None, :, None].expand(B, heads, -1, -1))
-    q = torch.cat([q * scale, *extra_q], dim=-1)
-    k = torch.cat([k, *extra_k], dim=-1)
-    # Fused attention wants q, k and v equally wide, on GPUs by a multiple of 8; otherwise the logits are written after all.
-    head_dim, width = v.shape[-1], -(-q.shape[-1] // 8) * 8
-    q, k, v = (F.pad(t, (0, width - t.shape[-1])) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=1.0)[..., :head_dim]
+    if not use_reference() and not terms and not dropout and _cpu_kernel_takes(q, k, v, past_k, past_v, positions):
+        tables = positions.tables if positions else ()
+        return _cpu_attention(
+            q,
+            k,
+            v,
+            past_k,
+            past_v,
+            [table.packed if table.packed is not None else pack_table(table.table) for table in tables],
+            [table.row for table in tables],
+            [table.entry for table in tables],
+            key_mask,
+            q.shape[-1] ** -0.5,
+            -1 if residual_from is None else residual_from,
+        )
+    if past_k is not None and past_v is not None:
+        k, v = torch.cat([past_k.to(k.dtype), k], dim=2), torch.cat([past_v.to(v.dtype), v], dim=2)
+    terms = [*(positions.terms(q) if positions else ()), *terms]
+    compute = attention_reference if use_reference() else _folded_attention
+    out = compute(q, k, v, terms=terms, key_mask=key_mask, dropout=dropout)
+    if residual_from is None:
+        return out
+    return out + F.pad(q[:, :, residual_from:], (0, 0, residual_from, 0))
 
 
 def attention_reference(
@@ -90,6 +157,28 @@ def attention_reference(
     return F.dropout(logits.softmax(dim=-1), dropout) @ v
 
 
+def _folded_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, terms: Sequence[AttentionTerm], key_mask: Tensor | None, dropout: float
+) -> Tensor:
+    """Terms and mask as extra dimensions of queries and keys."""
+    scale = q.shape[-1] ** -0.5
+    if not terms and key_mask is None:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
+
+    B, heads, num_queries, _ = q.shape
+    extra_q = [term.values.to(q.dtype).expand(B, heads, -1, -1) for term in terms]
+    extra_k = [_one_hot(term, k.dtype).expand(B, heads, -1, -1) for term in terms]
+    if key_mask is not None:
+        extra_q.append(q.new_ones(1).expand(B, heads, num_queries, 1))
+        extra_k.append((~key_mask).to(k.dtype).mul(masked_logit(k.dtype))[:, None, :, None].expand(B, heads, -1, -1))
+    q = torch.cat([q * scale, *extra_q], dim=-1)
+    k = torch.cat([k, *extra_k], dim=-1)
+    # Fused attention wants q, k and v equally wide, on GPUs by a multiple of 8; otherwise the logits are written after all.
+    head_dim, width = v.shape[-1], -(-q.shape[-1] // 8) * 8
+    q, k, v = (F.pad(t, (0, width - t.shape[-1])) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=1.0)[..., :head_dim]
+
+
 def masked_logit(dtype: torch.dtype) -> float:
     """A finite logit so low that its softmax is exactly zero, in reach of `dtype`. Infinity would make 0 x inf = NaN."""
     return -3e4 if dtype == torch.float16 else -1e9
@@ -98,3 +187,26 @@ def masked_logit(dtype: torch.dtype) -> float:
 def _one_hot(term: AttentionTerm, dtype: torch.dtype) -> Tensor:
     entries = torch.arange(term.values.shape[-1], device=term.entry.device)
     return (term.entry[:, None] == entries).to(dtype)
+
+
+def _cpu_kernel_takes(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor | None, past_v: Tensor | None, positions: RelativePositions | None
+) -> bool:
+    if not cpu.can_run(q, k, v, past_k, past_v) or q.shape[-1] % cpu.lanes():
+        return False
+    if torch.is_grad_enabled() and positions and any(table.table.requires_grad for table in positions.tables):
+        return False
+    return all(t is None or t.dtype == q.dtype for t in (k, v, past_k, past_v))
+
+
+def _fake(q: Tensor, *_: object) -> Tensor:
+    B, heads, num_queries, head_dim = q.shape
+    return q.new_empty(B, num_queries, heads, head_dim).transpose(1, 2)
+
+
+_cpu_attention = register(
+    "cpu_attention(Tensor q, Tensor k, Tensor v, Tensor? past_k, Tensor? past_v, Tensor[] tables, Tensor[] rows, "
+    "Tensor[] entries, Tensor? key_mask, float scale, int residual_from) -> Tensor",
+    cpu.attention,
+    _fake,
+)

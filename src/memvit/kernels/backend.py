@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
+
 _reference: ContextVar[bool] = ContextVar("memvit_reference_kernels", default=False)
 
 
@@ -22,3 +24,11 @@ def reference_kernels() -> Iterator[None]:
 def use_reference() -> bool:
     """Whether the plain definitions are wanted."""
     return _reference.get()
+
+
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype in which matrix products of x are computed: autocast's, where it is on."""
+    device = x.device.type
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype

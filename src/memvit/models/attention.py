@@ -11,69 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memvit.kernels.attention import AttentionTerm, attention, masked_logit
+from memvit.kernels.attention import AttentionTerm, RelativePositions, attention, masked_logit
+from memvit.kernels.backend import use_reference
+from memvit.kernels.frozen import frozen, stamp_of
+from memvit.kernels.linear import Linear
+from memvit.kernels.pooling import Pooling, pool_norm
 from memvit.models.config import MViTConfig, Size3
 from memvit.models.memory import Compress, LayerMemory, SlotMasks
 from memvit.models.plan import BlockPlan, conv_output_size
-from memvit.models.positions import PositionTables, position_terms, resize_table
+from memvit.models.positions import KeyGrid, PositionTables, relative_positions, resize_table
 
 LAYER_NORM_EPS = 1e-6
-
-
-def pool_tokens(
-    x: Tensor,
-    grid: Size3,
-    pool: nn.Module,
-    norm: nn.Module | None,
-    *,
-    num_heads: int,
-    has_class_token: bool,
-    causal: bool = False,
-) -> Tensor:
-    """Pools tokens on their grid and normalises them; the class token passes the pooling by.
-
-    The filters are shared by heads: seen as one depthwise convolution over all channels, every head has a copy. Tokens
-    are already channels-last, so no axis moves.
-
-    Args:
-        x: (B, N, C), class token first.
-        pool: a depthwise Conv3d over C / num_heads channels, or a parameter-free pooling.
-        norm: over C / num_heads channels; None: none.
-        causal: shift the kernel so that a time sees itself and earlier times alone.
-
-    Returns:
-        (B, N', C).
-    """
-    num_class = int(has_class_token)
-    volume = x[:, num_class:].unflatten(1, grid).permute(0, 4, 1, 2, 3)  # (B, C, T, H, W), channels last
-    if isinstance(pool, nn.Conv3d):
-        weight = pool.weight.repeat(num_heads, 1, 1, 1, 1)
-        bias = None if pool.bias is None else pool.bias.repeat(num_heads)
-        padding = pool.padding
-        if causal:
-            volume = F.pad(volume, (0, 0, 0, 0, pool.kernel_size[0] - 1, 0))
-            padding = (0, *pool.padding[1:])
-        if _trains_in_low_precision(volume):
-            volume = volume.contiguous()
-        volume = F.conv3d(volume, weight, bias, pool.stride, padding, groups=x.shape[-1])
-    else:
-        volume = pool(volume)
-    pooled = volume.permute(0, 2, 3, 4, 1).flatten(1, 3)
-    pooled = torch.cat([x[:, :num_class], pooled], dim=1) if num_class else pooled
-    if norm is None:
-        return pooled
-    return norm(pooled.unflatten(-1, (num_heads, -1))).flatten(-2)
-
-
-def _trains_in_low_precision(volume: Tensor) -> bool:
-    """Whether gradients are computed in less than float32 on a CPU.
-
-    PyTorch's gradient of depthwise filters is wrong then, up to 1e14 times too large, for channels-last volumes of few channels
-    (seen with 4 to 32, not with 96, torch 2.15); it is right for channels-first ones.
-    """
-    if volume.device.type != "cpu" or not torch.is_grad_enabled():
-        return False
-    return torch.is_autocast_enabled("cpu") or volume.dtype != torch.float32
 
 
 def make_pooling(mode: str, channels: int, kernel: Size3, stride: Size3, bias: bool = False) -> nn.Module:
@@ -103,16 +51,16 @@ class PoolingAttention(nn.Module):
         self.attention_dropout = config.attention_dropout
         dim_in, dim_out = plan.dim, plan.attention_dim
         if config.pool_first or config.separate_qkv:
-            self.q = nn.Linear(dim_in, dim_out, bias=config.qkv_bias)
-            self.k = nn.Linear(dim_in, dim_out, bias=config.qkv_bias)
-            self.v = nn.Linear(dim_in, dim_out, bias=config.qkv_bias)
+            self.q = Linear(dim_in, dim_out, bias=config.qkv_bias)
+            self.k = Linear(dim_in, dim_out, bias=config.qkv_bias)
+            self.v = Linear(dim_in, dim_out, bias=config.qkv_bias)
         else:
-            self.qkv = nn.Linear(dim_in, 3 * dim_out, bias=config.qkv_bias)
-        self.proj = nn.Linear(dim_out, dim_out)
+            self.qkv = Linear(dim_in, 3 * dim_out, bias=config.qkv_bias)
+        self.proj = Linear(dim_out, dim_out)
         self.proj_drop = nn.Dropout(config.dropout)
 
-        self.pool_heads = 1 if config.pool_mode == "conv_unshared" else plan.num_heads
-        pool_dim = (dim_in if config.pool_first else dim_out) // self.pool_heads
+        pool_heads = 1 if config.pool_mode == "conv_unshared" else plan.num_heads
+        pool_dim = (dim_in if config.pool_first else dim_out) // pool_heads
         for name in "qkv":
             kernel, stride = (plan.q_kernel, plan.q_stride) if name == "q" else (plan.kv_kernel, plan.kv_stride)
             pool = norm = None
@@ -166,33 +114,64 @@ class PoolingAttention(nn.Module):
         """
         q_grid, k_grid = self.output_grid(grid), self.key_grid(grid)
         if self.config.pool_first:
-            q, k, v = (self._pool(name, x, grid) for name in "qkv")
+            q, k, v = self._pool_together(x, grid)
         else:
             projected = (self.q(x), self.k(x), self.v(x)) if self.config.separate_qkv else self.qkv(x).chunk(3, dim=-1)
             q, k, v = (self._pool(name, t, grid) for name, t in zip("qkv", projected, strict=True))
 
-        remembered = None
+        past_k = past_v = remembered = None
         if memory is not None:
             assert slots is not None
-            compressions = [self._compression(name, k_grid) for name in "kv"] if self.compresses else []
-            past = memory.attend(self.config.memory, slots.valid, *compressions)
-            remembered = memory.append(k, v, past)
-            k = torch.cat([past.k.flatten(1, 2).to(k.dtype), k], dim=1)  # (B, past keys + present keys, C)
-            v = torch.cat([past.v.flatten(1, 2).to(v.dtype), v], dim=1)
+            if self.keeps_projections():
+                past_k, past_v, remembered = self._look_back(memory, k, v, slots, k_grid)
+            else:
+                past = memory.attend(self.config.memory, slots.valid, *self._compressions(k_grid))
+                remembered = memory.append(k, v, past)
+                k = torch.cat([past.k.flatten(1, 2).to(k.dtype), k], dim=1)  # (B, past keys + present keys, C)
+                v = torch.cat([past.v.flatten(1, 2).to(v.dtype), v], dim=1)
         if self.config.pool_first:
             q, k, v = self.q(q), self.k(k), self.v(v)
-        q, k, v = (t.unflatten(-1, (self.plan.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
 
+        q = self._heads(q)
+        residual = self.config.residual_pooling
         out = attention(
             q,
-            k,
-            v,
-            terms=self._terms(q, grid, has_memory=memory is not None),
+            self._heads(k),
+            self._heads(v),
+            past_k=None if past_k is None else self._heads(past_k),
+            past_v=None if past_v is None else self._heads(past_v),
+            positions=self._positions(grid, has_memory=memory is not None),
+            terms=[self._causal_term(q, grid, memory is not None)] if self.config.causal else (),
             key_mask=self._key_mask(grid, slots if memory is not None else None, k.device),
             dropout=self.attention_dropout if self.training else 0.0,
+            residual_from=int(self.config.class_token) if residual == "add" else None,
         )
-        out = self._add_query(out, q, q_grid).transpose(1, 2).flatten(2)
-        return self.proj_drop(self.proj(out)), q_grid, remembered
+        if residual == "conv":
+            out = out + self._pooled_query(q, q_grid)
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2))), q_grid, remembered
+
+    def _heads(self, t: Tensor) -> Tensor:
+        """(B, N, C) -> (B, heads, N, head_dim)."""
+        return t.unflatten(-1, (self.plan.num_heads, -1)).transpose(1, 2)
+
+    def keeps_projections(self) -> bool:
+        """Whether what is remembered is kept compressed and projected: the weights stay as they are."""
+        return not torch.is_grad_enabled() and self.config.memory.boundary == "mask" and not use_reference()
+
+    def _look_back(
+        self, memory: LayerMemory, k: Tensor, v: Tensor, slots: SlotMasks, k_grid: Size3
+    ) -> tuple[Tensor, Tensor, LayerMemory]:
+        """Remembered keys and values as attention takes them, (B, past keys, attention_dim), and the memory after this clip.
+
+        Every past clip is compressed and projected once in its life.
+        """
+        weights = [
+            p for name, p in self.named_parameters() if name.startswith(("k.", "v.", "compress", "norm_compress"))
+        ]
+        past = memory.attend_projected(
+            self.config.memory, slots.valid, *self._compressions(k_grid), self.k, self.v, stamp_of(weights)
+        )
+        return past.k.flatten(1, 2).to(k.dtype), past.v.flatten(1, 2).to(v.dtype), memory.append(k, v, past)
 
     def output_grid(self, grid: Size3) -> Size3:
         """The grid of the pooled queries, that is, of the block's output."""
@@ -214,26 +193,47 @@ class PoolingAttention(nn.Module):
         return ((grid[0] - 1) // stride[0] + 1 if self.config.causal else t), h, w
 
     def _pool(self, name: str, x: Tensor, grid: Size3) -> Tensor:
-        pool, norm = getattr(self, f"pool_{name}"), getattr(self, f"norm_{name}")
-        return x if pool is None else self._pool_tokens(x, grid, pool, norm, self.pool_heads, self.config.causal)
+        """Pools (B, N, C) and norms it, as `pool_NAME` and `norm_NAME` say."""
+        pool = getattr(self, f"pool_{name}")
+        if pool is None:
+            return x
+        num_class = int(self.config.class_token)
+        if isinstance(pool, nn.Conv3d):
+            return pool_norm(x, grid, [self._pooling(name)], num_class=num_class)[0]
+        pooled = pool(x[:, num_class:].unflatten(1, grid).permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).flatten(1, 3)
+        return torch.cat([x[:, :num_class], pooled], dim=1) if num_class else pooled
 
-    def _pool_tokens(
-        self, x: Tensor, grid: Size3, pool: nn.Module, norm: nn.Module | None, num_heads: int, causal: bool
-    ) -> Tensor:
-        has_class_token = self.config.class_token
-        return pool_tokens(x, grid, pool, norm, num_heads=num_heads, has_class_token=has_class_token, causal=causal)
+    def _pool_together(self, x: Tensor, grid: Size3) -> list[Tensor]:
+        """Queries, keys and values of the same tokens."""
+        learned = [name for name in "qkv" if isinstance(getattr(self, f"pool_{name}"), nn.Conv3d)]
+        poolings = [self._pooling(name) for name in learned]
+        pooled = dict(zip(learned, pool_norm(x, grid, poolings, num_class=int(self.config.class_token)), strict=True))
+        return [pooled[name] if name in pooled else self._pool(name, x, grid) for name in "qkv"]
+
+    def _pooling(self, name: str) -> Pooling:
+        conv, norm = getattr(self, f"pool_{name}"), getattr(self, f"norm_{name}")
+        return Pooling(conv.weight, conv.stride, norm.weight, norm.bias, norm.eps, self.config.causal)
+
+    def _compressions(self, key_grid: Size3) -> tuple[Compress, Compress]:
+        """What compresses remembered keys and values of one clip, (n, N, dim) -> (n, N', dim)."""
+        return self._compression("k", key_grid), self._compression("v", key_grid)
 
     def _compression(self, name: str, key_grid: Size3) -> Compress:
+        if not self.compresses:
+            return lambda x: x
         conv, norm = getattr(self, f"compress_{name}"), getattr(self, f"norm_compress_{name}")
-        return lambda x: self._pool_tokens(x, key_grid, conv, norm, num_heads=1, causal=False)
+        pooling = Pooling(conv.weight, conv.stride, norm.weight, norm.bias, norm.eps)
+        return lambda x: pool_norm(x, key_grid, [pooling], num_class=int(self.config.class_token))[0]
 
-    def _terms(self, q: Tensor, grid: Size3, has_memory: bool) -> list[AttentionTerm]:
-        """What is added to the logits of all keys, memory's first: positions, and later times under `causal`."""
-        q_grid, k_grid, memory_grid = self.output_grid(grid), self.key_grid(grid), self.memory_grid(grid)
-        length = self.config.memory.length if has_memory else 0
-        num_class = int(self.config.class_token)
-        num_present = num_class + math.prod(k_grid)
-        num_past = length * (num_class + math.prod(memory_grid))
+    def _positions(self, grid: Size3, has_memory: bool) -> RelativePositions | None:
+        """Relative positions of this clip's queries against all keys, memory's first."""
+        tables = [table for name, table in self.named_parameters(recurse=False) if name.startswith("rel_pos")]
+        if not tables:
+            return None
+        return frozen(tables, (grid, has_memory), lambda: self._make_positions(grid, has_memory))
+
+    def _make_positions(self, grid: Size3, has_memory: bool) -> RelativePositions:
+        memory = self.config.memory
         # A clip of another duration than the config's stretches the tables of time.
         num_times = round(self.config.num_times * grid[0] / self.plan.num_times)
 
@@ -243,35 +243,25 @@ class PoolingAttention(nn.Module):
                 t = resize_table(t, num_time_rows)
             return PositionTables(h, w, t)
 
-        present = position_terms(
-            q, q_grid, k_grid, tables("rel_pos", 2 * num_times - 1), has_class_token=bool(num_class)
-        )
-        if self.config.causal:
-            present.append(self._causal_term(q, q_grid, k_grid))
-        terms = [AttentionTerm(values, F.pad(entry, (num_past, 0), value=-1)) for values, entry in present]
+        keys = [KeyGrid(self.key_grid(grid), tables("rel_pos", 2 * num_times - 1))]
         if has_memory:
-            past = position_terms(
-                q,
-                q_grid,
-                memory_grid,
-                tables("rel_pos_mem", (length + 1) * num_times - 1),
-                num_clips=length,
-                key_stride_t=self.config.memory.stride[0] if self.compresses else 1,
-                has_class_token=bool(num_class),
-            )
-            terms += [AttentionTerm(values, F.pad(entry, (0, num_present), value=-1)) for values, entry in past]
-        return terms
+            past_tables = tables("rel_pos_mem", (memory.length + 1) * num_times - 1)
+            stride_t = memory.stride[0] if self.compresses else 1
+            keys.insert(0, KeyGrid(self.memory_grid(grid), past_tables, memory.length, stride_t))
+        return relative_positions(self.output_grid(grid), keys, int(self.config.class_token))
 
-    def _causal_term(self, q: Tensor, q_grid: Size3, k_grid: Size3) -> AttentionTerm:
-        """Rules out the keys of later times; the class token, which has no time, sees all of them."""
+    def _causal_term(self, q: Tensor, grid: Size3, has_memory: bool) -> AttentionTerm:
+        """Rules out the clip's own keys of later times; the class token, which has no time, sees all of them."""
+        q_grid, k_grid, memory_grid = self.output_grid(grid), self.key_grid(grid), self.memory_grid(grid)
         k_stride = self.plan.kv_stride[0] if self.plan.kv_stride else 1
         num_class = int(self.config.class_token)
+        num_past = self.config.memory.length * (num_class + math.prod(memory_grid)) if has_memory else 0
         q_time = torch.arange(q_grid[0], device=q.device)[:, None]
         k_time = torch.arange(k_grid[0], device=q.device)[None, :] * k_stride
         later = (k_time > q_time).to(q.dtype) * masked_logit(q.dtype)
         values = F.pad(later.repeat_interleave(q_grid[1] * q_grid[2], dim=0), (0, 0, num_class, 0))
         entry = torch.arange(k_grid[0], device=q.device).repeat_interleave(k_grid[1] * k_grid[2])
-        return AttentionTerm(values[None, None], F.pad(entry, (num_class, 0), value=-1))
+        return AttentionTerm(values[None, None], F.pad(entry, (num_past + num_class, 0), value=-1))
 
     def _key_mask(self, grid: Size3, slots: SlotMasks | None, device: torch.device) -> Tensor | None:
         """Which keys take part in the softmax, bool (B or 1, num_keys); None: all of them."""
@@ -287,13 +277,9 @@ class PoolingAttention(nn.Module):
         seen = slots.seen.repeat_interleave(num_class + math.prod(self.memory_grid(grid)), dim=1)
         return torch.cat([seen, present.expand(seen.shape[0], -1)], dim=1)
 
-    def _add_query(self, out: Tensor, q: Tensor, q_grid: Size3) -> Tensor:
-        """Residual pooling: the query joins the result, for every token but the class token."""
-        if self.config.residual_pooling == "none":
-            return out
+    def _pooled_query(self, q: Tensor, q_grid: Size3) -> Tensor:
+        """Residual pooling after a convolution: what joins the result, for every token but the class token."""
         num_class = int(self.config.class_token)
-        residual = q[:, :, num_class:]
-        if self.config.residual_pooling == "conv":
-            volume = residual.flatten(0, 1).unflatten(1, q_grid).permute(0, 4, 1, 2, 3)
-            residual = self.conv_q_func(volume).permute(0, 2, 3, 4, 1).flatten(1, 3).unflatten(0, q.shape[:2])
-        return out + F.pad(residual, (0, 0, num_class, 0))
+        volume = q[:, :, num_class:].flatten(0, 1).unflatten(1, q_grid).permute(0, 4, 1, 2, 3)
+        residual = self.conv_q_func(volume).permute(0, 2, 3, 4, 1).flatten(1, 3).unflatten(0, q.shape[:2])
+        return F.pad(residual, (0, 0, num_class, 0))

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
+from memvit.kernels.linear import Linear, mlp
+from memvit.kernels.norm import add_layer_norm, layer_norm
 from memvit.models.attention import LAYER_NORM_EPS, PoolingAttention
+from memvit.models.checkpointing import Recompute, parse_recompute, recomputed, run_block
 from memvit.models.config import MViTConfig, Size3
 from memvit.models.heads import BoxAttention, ClassHead, Logits, pad_boxes, pool_boxes, pool_clip, pool_frames
 from memvit.models.hub import HubModel
@@ -50,13 +52,15 @@ class MLP(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, out_dim: int, dropout: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = Linear(dim, hidden_dim)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_dim, out_dim)
+        self.fc2 = Linear(hidden_dim, out_dim)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., out_dim)."""
+        if not (self.training and self.drop.p):
+            return mlp(x, self.fc1, self.act, self.fc2)
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
@@ -74,19 +78,19 @@ class Block(nn.Module):
         self.mlp = MLP(plan.attention_dim, int(plan.attention_dim * config.mlp_ratio), plan.out_dim, config.dropout)
         self.drop_path = StochasticDepth(plan.drop_path, "row")
         if plan.dim != plan.out_dim:
-            self.proj = nn.Linear(plan.dim, plan.out_dim)
+            self.proj = Linear(plan.dim, plan.out_dim)
 
     def forward(
-        self, x: Tensor, grid: Size3, memory: LayerMemory | None, slots: SlotMasks
+        self, x: Tensor, grid: Size3, memory: LayerMemory | None, slots: SlotMasks, *, recompute_mlp: bool = False
     ) -> tuple[Tensor, Size3, LayerMemory | None]:
         """(B, N, dim) tokens -> (B, N', out_dim), their grid, and the layer's memory after this clip."""
-        n = self.norm1(x)
+        n = layer_norm(x, self.norm1)
         attended, out_grid, remembered = self.attn(n, grid, memory, slots)
         shortcut = self.proj(n) if self.plan.dim != self.plan.attention_dim else x
-        x = self._pool_shortcut(shortcut, grid) + self.drop_path(attended)
-        n = self.norm2(x)
+        x, n = add_layer_norm(self._pool_shortcut(shortcut, grid), self.drop_path(attended), self.norm2)
         shortcut = self.proj(n) if self.plan.attention_dim != self.plan.out_dim else x
-        return shortcut + self.drop_path(self.mlp(n)), out_grid, remembered
+        out = recomputed(self.mlp, n) if recompute_mlp else self.mlp(n)
+        return shortcut + self.drop_path(out), out_grid, remembered
 
     def _pool_shortcut(self, x: Tensor, grid: Size3) -> Tensor:
         stride = self.plan.q_stride
@@ -140,14 +144,11 @@ class MeMViT(HubModel):
 
     Args:
         config: what the model is.
-
-    Attributes:
-        activation_checkpointing: compute the blocks again in the backward pass instead of keeping what is inside them.
     """
 
     def __init__(self, config: MViTConfig) -> None:
         super().__init__(config)
-        self.activation_checkpointing = False
+        self._recompute: Recompute = "none"
         plans = plan_blocks(config)
         dim = plans[-1].out_dim
         self.patch_embed = PatchEmbed(config)
@@ -200,6 +201,19 @@ class MeMViT(HubModel):
         _check_boxes(boxes, clips)
         features, box_layers, box_counts = self._forward_boxes(tokens, grid, boxes, memory, slots)
         return self.head(features), memory.advance(layers, box_layers, box_counts)
+
+    @property
+    def activation_checkpointing(self) -> Recompute:
+        """What is computed again in the backward pass instead of being kept, with the same gradients.
+
+        "none"; "mlp": what is inside the blocks' MLPs; "selective": all but the results of linear layers and attention;
+        "blocks": everything inside the blocks. True means "blocks", False "none".
+        """
+        return self._recompute
+
+    @activation_checkpointing.setter
+    def activation_checkpointing(self, value: bool | Recompute) -> None:
+        self._recompute = parse_recompute(value)
 
     def forward_features(self, clips: Tensor, memory: Memory | None = None) -> tuple[Tensor, Memory]:
         """The normed tokens of a clip, for feature extraction and new heads.
@@ -260,8 +274,10 @@ class MeMViT(HubModel):
                 num_tokens, num_compressed = (
                     num_class + math.prod(g) for g in (block.attn.key_grid(grid), block.attn.memory_grid(grid))
                 )
-                layers[block.plan.index] = empty_layer(
-                    config.memory, batch_size, num_tokens, num_compressed, block.plan.dim, like
+                plan = block.plan
+                projected_dim = plan.attention_dim if block.attn.keeps_projections() else None
+                layers[plan.index] = empty_layer(
+                    config.memory, batch_size, num_tokens, num_compressed, plan.dim, like, projected_dim
                 )
             grid = block.attn.output_grid(grid)
         max_boxes, dim = config.head.max_boxes, self.norm.weight.shape[0]
@@ -302,10 +318,8 @@ class MeMViT(HubModel):
         layers: dict[int, LayerMemory] = {}
         for block in self._trunk():
             inputs = x, grid, memory.layers.get(block.plan.index), slots
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x, grid, remembered = checkpoint(block, *inputs, use_reentrant=False)
-            else:
-                x, grid, remembered = block(*inputs)
+            attention_dropout = block.attn.attention_dropout if self.training else 0.0
+            x, grid, remembered = run_block(block, self._recompute, attention_dropout, *inputs)
             if remembered is not None:
                 layers[block.plan.index] = remembered
         return self.norm(x), grid, layers, memory, slots

@@ -1,19 +1,19 @@
 """Decomposed relative positions: one table per axis, added to the attention logits (MViTv2, Li et al. 2022, eq. 4).
 
 The term for query (t, h, w) and key (t', h', w') is q.Rh[h, h'] + q.Rw[w, w'] + q.Rt[t, t']. A key takes one entry of each
-axis, so it is enough to know, per query, the products with all entries (`AttentionTerm.values`) and, per key, which entry
-it takes (`AttentionTerm.entry`).
+axis, so it is enough to know, per query, the products with all entries and, per key, which entry it takes (`AxisTable`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memvit.kernels.attention import AttentionTerm
+from memvit.kernels.attention import AxisTable, RelativePositions, pack_table
 from memvit.models.config import Size3
 
 
@@ -89,47 +89,68 @@ class PositionTables(NamedTuple):
     t: Tensor | None
 
 
-def position_terms(
-    q: Tensor,
-    q_grid: Size3,
-    k_grid: Size3,
-    tables: PositionTables,
-    *,
-    num_clips: int = 1,
-    key_stride_t: int = 1,
-    has_class_token: bool,
-) -> list[AttentionTerm]:
-    """The position terms between one clip's queries and the keys of one clip, or of `num_clips` remembered ones.
+class KeyGrid(NamedTuple):
+    """Keys of clips that follow one another, oldest first, each with its class token in front.
+
+    Attributes:
+        grid: (time, height, width) of one clip's keys.
+        tables: for queries against these keys.
+        num_clips: how many clips.
+        stride_t: clip tokens that one key time stands for.
+    """
+
+    grid: Size3
+    tables: PositionTables
+    num_clips: int = 1
+    stride_t: int = 1
+
+
+def relative_positions(q_grid: Size3, keys: Sequence[KeyGrid], num_class: int) -> RelativePositions:
+    """The positions of one clip's queries against keys that are given in parts (remembered ones, then the clip's own).
 
     Args:
-        q: unscaled queries, (B, heads, N, head_dim), class token first where there is one.
-        q_grid, k_grid: (time, height, width) of the queries and of one clip's keys.
-        num_clips: clips whose keys follow one another, oldest first, each with its class token in front.
-        key_stride_t: clip tokens that one key time stands for.
+        q_grid: (time, height, width) of the queries.
+        keys: the parts, in the order of the keys; all have tables along the same axes.
+        num_class: class tokens in front of queries and of every clip's keys; theirs get nothing.
     """
-    tq, hq, wq = q_grid
-    tk, hk, wk = k_grid
-    num_class = int(has_class_token)
-    points = q[:, :, num_class:].unflatten(2, q_grid)  # (B, heads, T, H, W, head_dim)
+    packs = not torch.is_grad_enabled()  # then the kernel for CPUs may run
+    tables = []
+    for axis, name in enumerate("thw"):
+        parts = [_axis_table(axis, q_grid, part) for part in keys if getattr(part.tables, name) is not None]
+        if not parts:
+            continue
+        assert len(parts) == len(keys)
+        table = torch.cat([table for table, _ in parts], dim=1)
+        starts = [sum(t.shape[1] for t, _ in parts[:i]) for i in range(len(parts))]
+        entry = torch.cat([_with_class(start + e, num_class) for start, (_, e) in zip(starts, parts, strict=True)])
+        row = torch.arange(q_grid[axis], device=table.device, dtype=torch.int32)
+        row = row.view([-1 if i == axis else 1 for i in range(3)]).expand(q_grid)
+        packed = pack_table(table) if packs and table.device.type == "cpu" else None
+        tables.append(AxisTable(axis, table, entry, F.pad(row.flatten(), (num_class, 0), value=-1), packed))
+    return RelativePositions(q_grid, num_class, tuple(tables))
 
-    def term(equation: str, table: Tensor, index: Tensor, entry: Tensor) -> AttentionTerm:
-        """From table rows per query and key coordinate, and the key coordinate of each key, (clips * T, H, W)."""
-        values = torch.einsum(equation, points, table.to(q.dtype)[index]).flatten(2, 4)
-        entry = entry.expand(num_clips * tk, hk, wk).reshape(num_clips, tk * hk * wk)
-        # The class tokens' rows and columns get nothing.
-        return AttentionTerm(F.pad(values, (0, 0, num_class, 0)), F.pad(entry, (num_class, 0), value=-1).flatten())
 
-    terms = []
-    if tables.h is not None and tables.w is not None:
-        index_h, index_w, length_h, length_w = plane_indices((hq, wq), (hk, wk), q.device)
-        h, w = torch.arange(hk, device=q.device), torch.arange(wk, device=q.device)
-        terms.append(term("bnthwc,hkc->bnthwk", resize_table(tables.h, length_h), index_h, h[None, :, None]))
-        terms.append(term("bnthwc,wkc->bnthwk", resize_table(tables.w, length_w), index_w, w[None, None, :]))
-    if tables.t is not None:
-        index_t = temporal_index(tq, num_clips * tk, key_stride_t, tables.t.shape[0], q.device)
-        t = torch.arange(num_clips * tk, device=q.device)
-        terms.append(term("bnthwc,tkc->bnthwk", tables.t, index_t, t[:, None, None]))
-    return terms
+def _axis_table(axis: int, q_grid: Size3, keys: KeyGrid) -> tuple[Tensor, Tensor]:
+    """What queries along an axis multiply with, (places, entries, head_dim), and each key's entry, (clips, keys)."""
+    (tq, hq, wq), (tk, hk, wk), num_clips = q_grid, keys.grid, keys.num_clips
+    table = keys.tables[(2, 0, 1)[axis]]
+    assert table is not None
+    device = table.device
+    if axis == 0:
+        index = temporal_index(tq, num_clips * tk, keys.stride_t, table.shape[0], device)
+        entry = torch.arange(num_clips * tk, device=device)[:, None, None]
+    else:
+        index_h, index_w, length_h, length_w = plane_indices((hq, wq), (hk, wk), device)
+        index, length = (index_h, length_h) if axis == 1 else (index_w, length_w)
+        table = resize_table(table, length)
+        entry = (
+            torch.arange(hk, device=device)[None, :, None] if axis == 1 else torch.arange(wk, device=device)[None, None]
+        )
+    return table[index], entry.expand(num_clips * tk, hk, wk).reshape(num_clips, tk * hk * wk)
+
+
+def _with_class(entry: Tensor, num_class: int) -> Tensor:
+    return F.pad(entry, (num_class, 0), value=-1).flatten().to(torch.int32)
 
 
 class AbsolutePositions(nn.Module):

@@ -1,0 +1,265 @@
+"""The C++ kernels for CPUs, if they were built: loading them, and calling them with tensors.
+
+The library (csrc/) is plain C++ without PyTorch's headers, so it is built without PyTorch and serves every version of it. It
+is called through ctypes and runs on PyTorch's own threads, which it gets as a function of PyTorch's stable C interface. What
+instructions it uses is decided here, when it is loaded; the environment variable MEMVIT_CPU_KERNELS chooses less: "off",
+"avx2", "avx512", "avx512_bf16".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LEVELS = ("off", "avx2", "avx512", "avx512_bf16")
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+class _Tokens(Structure):
+    _fields_ = [("data", c_void_p), ("batch_stride", c_int64), ("token_stride", c_int64), ("head_stride", c_int64)]
+
+
+class _Term(Structure):
+    _fields_ = [("table", c_void_p), ("row", c_void_p), ("entry", c_void_p), ("rows", c_int64), ("entries", c_int64)]
+
+
+class _AttentionCall(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("batch", "heads", "num_queries", "num_keys", "head_dim")),
+        ("num_past_keys", c_int64),
+        ("num_unrefined", c_int64),
+        ("q", _Tokens),
+        ("k", _Tokens * 2),
+        ("v", _Tokens * 2),
+        ("out", _Tokens),
+        ("key_mask", c_void_p),
+        ("mask_batch_stride", c_int64),
+        ("terms", _Term * 3),
+        ("num_terms", c_int64),
+        ("scale", c_float),
+        ("adds_query", c_int32),
+        ("dtype", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+class _Pooling(Structure):
+    _fields_ = [
+        ("weight", c_void_p),
+        ("norm_weight", c_void_p),
+        ("norm_bias", c_void_p),
+        ("out", c_void_p),
+        *((name, c_int64 * 3) for name in ("kernel", "stride", "padding", "out_grid")),
+        ("eps", c_float),
+        ("reserved", c_int32),
+    ]
+
+
+class _PoolCall(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("batch", "channels", "head_channels", "num_class")),
+        ("grid", c_int64 * 3),
+        ("x", _Tokens),
+        ("poolings", POINTER(_Pooling)),
+        ("num_poolings", c_int64),
+        ("dtype", c_int32),
+        ("out_dtype", c_int32),
+    ]
+
+
+class _NormCall(Structure):
+    _fields_ = [
+        ("rows", c_int64),
+        ("channels", c_int64),
+        *((name, c_void_p) for name in ("x", "added", "sum", "weight", "bias", "out")),
+        ("eps", c_float),
+        *((name, c_int32) for name in ("dtype", "added_dtype", "out_dtype")),
+    ]
+
+
+class _Library(NamedTuple):
+    handle: ctypes.CDLL
+    parallel_for: c_void_p
+
+
+def _load() -> _Library | str:
+    """The library, or why there is none."""
+    folder = Path(__file__).parent
+    path = next((folder / f"_cpu{end}" for end in EXTENSION_SUFFIXES if (folder / f"_cpu{end}").is_file()), None)
+    if path is None:
+        return "not built: the installation found no C++ compiler for them, or they do not exist for this kind of processor"
+    try:
+        handle = ctypes.CDLL(str(path))
+        torch_library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return _Library(handle, ctypes.cast(torch_library.torch_parallel_for, c_void_p))
+    except (OSError, AttributeError) as error:
+        return f"could not be loaded: {error}"
+
+
+def use(wanted: str) -> None:
+    """Takes no better instructions than these, one of `LEVELS`; "off": PyTorch's operators alone. For this whole process.
+
+    Raises:
+        ValueError: there is no such level.
+    """
+    global _level, _status
+    if wanted not in LEVELS:
+        raise ValueError(f"MEMVIT_CPU_KERNELS={wanted!r}: choose one of {', '.join(LEVELS)}")
+    if isinstance(_loaded, str):
+        _level, _status = 0, _loaded
+        return
+    best = _loaded.handle.memvit_best_level()
+    _level = min(best, LEVELS.index(wanted))
+    _status = LEVELS[_level] if _level else "turned off" if best else "this processor has no AVX2 instructions"
+
+
+_loaded = _load()
+_level, _status = 0, ""
+use(os.environ.get("MEMVIT_CPU_KERNELS", LEVELS[-1]))
+
+
+def status() -> str:
+    """Which instructions the kernels use ("avx512_bf16"), or why there are none."""
+    return _status
+
+
+def best_level() -> int:
+    """Which of `LEVELS` the kernels use; 0 where there are none."""
+    return _level
+
+
+def is_available() -> bool:
+    """Whether there are kernels for this CPU."""
+    return _level > 0
+
+
+def can_run(*tensors: Tensor | None) -> bool:
+    """Whether the kernels can take these tensors: on the CPU, float32 or bfloat16, with no gradients wanted."""
+    if not is_available():
+        return False
+    given = [t for t in tensors if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        return False
+    return all(t.device.type == "cpu" and t.dtype in _DTYPES for t in given)
+
+
+def lanes() -> int:
+    """Floats in a vector: channels of a head come in multiples of it."""
+    return 8 if _level == 1 else 16
+
+
+def _run(name: str, call: Structure) -> None:
+    assert isinstance(_loaded, _Library)
+    result = getattr(_loaded.handle, f"memvit_{name}")(byref(call), _level, _loaded.parallel_for)
+    assert result == 0, f"the CPU kernel {name} does not take these shapes"
+
+
+def _tokens(t: Tensor) -> _Tokens:
+    """Of (B, heads, N, head_dim) or (B, N, C)."""
+    assert t.stride(-1) == 1
+    return _Tokens(t.data_ptr(), t.stride(0), t.stride(-2), t.stride(1) if t.dim() == 4 else 0)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    past_k: Tensor | None,
+    past_v: Tensor | None,
+    tables: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    entries: Sequence[Tensor],
+    key_mask: Tensor | None,
+    scale: float,
+    residual_from: int,
+) -> Tensor:
+    """See `memvit.kernels.attention`; tables are packed (rows, head_dim, entries), `residual_from` is -1 for none."""
+    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+    B, heads, num_queries, head_dim = q.shape
+    out = q.new_empty(B, num_queries, heads, head_dim).transpose(1, 2)
+    num_past = 0 if past_k is None else past_k.shape[2]
+    call = _AttentionCall(
+        B, heads, num_queries, num_past + k.shape[2], head_dim, num_past, max(residual_from, 0), _tokens(q)
+    )
+    for i, (part_k, part_v) in enumerate(((past_k, past_v), (k, v))):
+        if part_k is not None and part_v is not None:
+            call.k[i], call.v[i] = _tokens(part_k), _tokens(part_v)
+    call.out = _tokens(out)
+    if key_mask is not None:
+        key_mask = key_mask.contiguous()
+        call.key_mask, call.mask_batch_stride = key_mask.data_ptr(), key_mask.shape[1] if len(key_mask) > 1 else 0
+    for i, (table, row, entry) in enumerate(zip(tables, rows, entries, strict=True)):
+        call.terms[i] = _Term(table.data_ptr(), row.data_ptr(), entry.data_ptr(), table.shape[0], table.shape[2])
+    call.num_terms, call.scale = len(tables), scale
+    call.adds_query, call.dtype = residual_from >= 0, _DTYPES[q.dtype]
+    _run("attention", call)
+    return out
+
+
+def pool_norm(
+    x: Tensor,
+    grid: Sequence[int],
+    weights: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    kernels: Sequence[int],
+    strides: Sequence[int],
+    paddings: Sequence[int],
+    out_grids: Sequence[int],
+    eps: float,
+    num_class: int,
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """See `memvit.kernels.pooling`; weights are packed (taps, c), `norms` weight and bias of each, sizes three of each."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    B, _, C = x.shape
+    poolings = (_Pooling * len(weights))()
+    outs = []
+    for i, weight in enumerate(weights):
+        three = slice(3 * i, 3 * i + 3)
+        t, h, w = out_grids[three]
+        outs.append(x.new_empty(B, num_class + t * h * w, C, dtype=dtype))
+        pooling = poolings[i]
+        pooling.weight, pooling.out, pooling.eps = weight.data_ptr(), outs[-1].data_ptr(), eps
+        pooling.norm_weight, pooling.norm_bias = norms[2 * i].data_ptr(), norms[2 * i + 1].data_ptr()
+        pooling.kernel[:], pooling.stride[:] = kernels[three], strides[three]
+        pooling.padding[:], pooling.out_grid[:] = paddings[three], out_grids[three]
+    call = _PoolCall(B, C, weights[0].shape[1], num_class)
+    call.grid[:] = grid
+    call.x, call.poolings, call.num_poolings = _tokens(x), poolings, len(weights)
+    call.dtype, call.out_dtype = _DTYPES[x.dtype], _DTYPES[dtype]
+    _run("pool_norm", call)
+    return outs
+
+
+def layer_norm(
+    x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """x + added (nothing where nothing is added), and its LayerNorm in `dtype`; (..., C), weight and bias float32."""
+    x = x.contiguous()
+    added = None if added is None else added.contiguous()
+    total = x.new_empty(0) if added is None else torch.empty_like(x)
+    out = torch.empty_like(x, dtype=dtype)
+    call = _NormCall(
+        x.numel() // x.shape[-1],
+        x.shape[-1],
+        x.data_ptr(),
+        None if added is None else added.data_ptr(),
+        total.data_ptr(),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        out.data_ptr(),
+        eps,
+        _DTYPES[x.dtype],
+        _DTYPES[x.dtype if added is None else added.dtype],
+        _DTYPES[dtype],
+    )
+    _run("layer_norm", call)
+    return total, out

@@ -1,0 +1,340 @@
+// softmax(q k^T scale + positions) v, tile by tile: neither logits nor position terms are ever written to memory.
+//
+// Keys and values of one stream and head are packed once, without the masked ones. A macro tile of queries first gets its
+// position values (products with table rows, grouped by row, so that they are matrix products too); then, for MR queries
+// and a block of keys at a time: logits, softmax with a running maximum, values. Accumulation, positions and softmax are in
+// float32 whatever the operands are. Included inside a namespace, after vectors.inl.
+
+constexpr int64_t KEY_BLOCK = 480;  // keys whose logits stay in the first-level cache; a multiple of P
+constexpr int64_t MACRO_TILE = 512;  // queries whose position values are computed together
+constexpr int64_t QUERY_GROUP = 4 * MR;  // queries that share a key block while it is in cache
+constexpr float LOG2_E = 1.44269504088896341f;
+static_assert(KEY_BLOCK % P == 0, "key blocks must be whole panels");
+
+// Which keys take part, and where each vector of W of them finds its position values.
+struct KeyPlan {
+  int64_t num_keys;
+  const int32_t* keys;      // (num_keys,) of all keys
+  const int32_t* offset;    // (terms, vectors): where a term's values for this vector begin; -1: gather with absolute indices
+  const int32_t* index;     // (terms, vectors, W)
+};
+
+template <typename T, typename O>
+struct Attention {
+  const memvit_attention_call& call;
+  int64_t num_tiles, tile_size;           // macro tiles of one stream and head
+  int64_t value_starts[3], value_width;   // where each term's values begin in a query's row of values
+  int64_t num_vectors;                    // of all keys
+  KeyPlan* plans;                         // one per mask
+  O* packed;
+  int64_t packed_k, packed_size;          // elements of the keys, and of keys and values, of one stream and head
+
+  const KeyPlan& plan_of(int64_t b) const { return plans[call.key_mask && call.mask_batch_stride ? b : 0]; }
+
+  void pack(int64_t b, int64_t head) const {
+    const KeyPlan& plan = plan_of(b);
+    const int64_t d = call.head_dim, depth = round_up(d, 2), n = plan.num_keys;
+    O* k_out = packed + (b * call.heads + head) * packed_size;
+    O* v_out = k_out + packed_k;
+    const int64_t last = round_up(n, P), pairs = sizeof(O) == 2 ? 2 : 1;
+    for (int64_t j = 0; j < last; j++) {
+      O* column = k_out + j / P * P * depth + j % P * pairs;
+      if (j >= n) {
+        for (int64_t c = 0; c < depth; c++) column[c / pairs * P * pairs + c % pairs] = O(0);
+        continue;
+      }
+      const T* row = key(call.k, plan.keys[j], b, head);
+      for (int64_t c = 0; c < d; c++) column[c / pairs * P * pairs + c % pairs] = cast(row[c]);
+      if (d < depth) column[(depth - 2) / pairs * P * pairs + 1] = O(0);
+    }
+    const int64_t rows = round_up(n, 2);
+    for (int64_t j = 0; j < rows; j++) {
+      const T* row = j < n ? key(call.v, plan.keys[j], b, head) : nullptr;
+      for (int64_t c0 = 0, panel = 0; c0 < d; c0 += P, panel++) {
+        O* line = v_out + (panel * rows + j / pairs * pairs) * P + j % pairs;
+        const int64_t width = smaller(P, d - c0);
+        for (int64_t c = 0; c < P; c++) line[c * pairs] = row && c < width ? cast(row[c0 + c]) : O(0);
+      }
+    }
+  }
+
+  static O cast(T x) {
+    if constexpr (sizeof(O) == sizeof(T)) return x;
+    else return get(&x);
+  }
+
+  const T* key(const memvit_tokens (&tokens)[2], int64_t j, int64_t b, int64_t head) const {
+    const int past = j < call.num_past_keys ? 0 : 1;
+    const memvit_tokens& part = tokens[past];
+    const int64_t row = past ? j - call.num_past_keys : j;
+    return static_cast<const T*>(part.data) + b * part.batch_stride + row * part.token_stride + head * part.head_stride;
+  }
+
+  const T* query(int64_t i, int64_t b, int64_t head) const {
+    return static_cast<const T*>(call.q.data) + b * call.q.batch_stride + i * call.q.token_stride + head * call.q.head_stride;
+  }
+
+  // values[i - begin, :] = q[i] . table[row[i]] for the queries of a macro tile, those of the same table row together.
+  void position_values(int64_t b, int64_t head, int64_t begin, int64_t end, float* values, Parts parts) const {
+    const int64_t d = call.head_dim;
+    float* rows = parts.take<float>(MR * d);
+    int32_t* order = parts.take<int32_t>(end - begin);
+    for (int64_t t = 0; t < call.num_terms; t++) {
+      const memvit_term& term = call.terms[t];
+      int32_t* starts = Parts(parts).template take<int32_t>(term.rows + 1);
+      for (int64_t r = 0; r <= term.rows; r++) starts[r] = 0;
+      for (int64_t i = begin; i < end; i++)
+        if (term.row[i] >= 0) starts[term.row[i] + 1]++;
+      for (int64_t r = 0; r < term.rows; r++) starts[r + 1] += starts[r];
+      for (int64_t i = begin; i < end; i++) {
+        float* own = values + (i - begin) * value_width + value_starts[t];
+        if (term.row[i] >= 0) order[starts[term.row[i]]++] = static_cast<int32_t>(i - begin);
+        else for (int64_t e = 0; e < term.entries; e += W) store(own + e, set1(0));
+      }
+      for (int64_t r = 0, from = 0; r < term.rows; from = starts[r], r++) {
+        const float* table = term.table + r * d * term.entries;
+        while (from < starts[r]) {
+          const int64_t left = starts[r] - from, count = left < MR ? left : left < 2 * MR ? (left + 1) / 2 : MR;
+          for (int64_t i = 0; i < MR; i++) {
+            const T* q = query(begin + order[from + smaller(i, count - 1)], b, head);
+            for (int64_t c = 0; c < d; c += W) store(rows + i * d + c, load(q + c));
+          }
+          for (int64_t e = 0; e < term.entries; e += W) {
+            Vec acc[MR];
+            for (int i = 0; i < MR; i++) acc[i] = set1(0);
+            if (count > MR / 2) products<MR>(acc, rows, table + e, term.entries);
+            else products<MR / 2>(acc, rows, table + e, term.entries);
+            for (int64_t i = 0; i < count; i++)
+              store(values + order[from + i] * value_width + value_starts[t] + e, acc[i]);
+          }
+          from += count;
+        }
+      }
+    }
+  }
+
+  template <int R>
+  void products(Vec (&acc)[MR], const float* rows, const float* table, int64_t stride) const {
+    Vec own[R];
+    for (int i = 0; i < R; i++) own[i] = set1(0);
+    for (int64_t c = 0; c < call.head_dim; c++) {
+      Vec entries = load(table + c * stride);
+      for (int i = 0; i < R; i++) own[i] = fma(set1(rows[i * call.head_dim + c]), entries, own[i]);
+    }
+    for (int i = 0; i < R; i++) acc[i] = own[i];
+  }
+
+  // Logits of MR queries and V vectors of keys, times log2(e).
+  template <int V>
+  void logits(const O* q, int64_t q_stride, const O* panel, const KeyPlan& plan, int64_t vector, const float* values,
+              float* out, Vec (&highest)[MR]) const {
+    Vec acc[MR][V];
+    for (int r = 0; r < MR; r++)
+      for (int v = 0; v < V; v++) acc[r][v] = set1(0);
+    multiply<MR, V>(acc, q, q_stride, panel, call.head_dim);
+    const Vec scale = set1(call.scale * LOG2_E);
+    for (int v = 0; v < V; v++) {
+      const int64_t left = plan.num_keys - (vector + v) * W;
+      for (int r = 0; r < MR; r++) {
+        Vec bias = set1(0);
+        for (int64_t t = 0; t < call.num_terms; t++) {
+          const int64_t at = t * num_vectors + vector + v;
+          const float* own = values + r * value_width + value_starts[t];
+          const int32_t* index = plan.index + at * W;
+          bias = add(bias, plan.offset[at] >= 0 ? pick(own + plan.offset[at], index) : gather(own, index));
+        }
+        Vec logit = fma(acc[r][v], scale, bias);
+        if (left < W) logit = first(left, logit, -__builtin_inff());
+        store(out + r * KEY_BLOCK + v * W, logit);
+        highest[r] = max(highest[r], logit);
+      }
+    }
+  }
+
+  template <int V>
+  void weigh(const O* weights, const O* panel, int64_t depth, float* out, int64_t out_stride, const float* keep) const {
+    Vec acc[MR][V];
+    for (int r = 0; r < MR; r++)
+      for (int v = 0; v < V; v++) acc[r][v] = keep ? mul(load(out + r * out_stride + v * W), set1(keep[r])) : set1(0);
+    multiply<MR, V>(acc, weights, KEY_BLOCK, panel, depth);
+    for (int r = 0; r < MR; r++)
+      for (int v = 0; v < V; v++) store(out + r * out_stride + v * W, acc[r][v]);
+  }
+
+  // One block of keys for MR queries: brings their sums, maxima and weighted values up to date.
+  void attend(const O* q, int64_t q_stride, const O* k, const O* v, const KeyPlan& plan, int64_t key0, const float* values,
+              float* scores, O* weights, float* out, int64_t out_width, float* highest, float* sums) const {
+    const int64_t d = call.head_dim, depth = round_up(d, 2), n = smaller(KEY_BLOCK, plan.num_keys - key0);
+    Vec best[MR];
+    for (int r = 0; r < MR; r++) best[r] = set1(-__builtin_inff());
+    for (int64_t j = 0; j < n; j += P) {
+      const O* panel = k + (key0 + j) / P * P * depth;
+      const int64_t vector = (key0 + j) / W;
+      if (n - j > 2 * W) logits<3>(q, q_stride, panel, plan, vector, values, scores + j, best);
+      else if (n - j > W) logits<2>(q, q_stride, panel, plan, vector, values, scores + j, best);
+      else logits<1>(q, q_stride, panel, plan, vector, values, scores + j, best);
+    }
+    float keep[MR];
+    for (int r = 0; r < MR; r++) {
+      const float top = larger_of(highest[r], max_of(best[r]));
+      keep[r] = key0 ? __builtin_exp2f(highest[r] - top) : 0.f;
+      highest[r] = top;
+      Vec sum = set1(0);
+      float* row = scores + r * KEY_BLOCK;
+      for (int64_t j = 0; j < n; j += W) {
+        Vec weight = exp2_of(sub(load(row + j), set1(top)));
+        if (n - j < W) weight = first(n - j, weight, 0.f);
+        sum = add(sum, weight);
+        store(weights + r * KEY_BLOCK + j, weight);
+      }
+      sums[r] = sums[r] * keep[r] + sum_of(sum);
+    }
+    const int64_t rows = round_up(plan.num_keys, 2);
+    for (int64_t c = 0; c < d; c += P) {
+      const O* panel = v + (c / P * rows + key0) * P;
+      const int64_t num = sizeof(O) == 2 ? round_up(n, 2) : n;
+      const float* kept = key0 ? keep : nullptr;
+      if (d - c > 2 * W) weigh<3>(weights, panel, num, out + c, out_width, kept);
+      else if (d - c > W) weigh<2>(weights, panel, num, out + c, out_width, kept);
+      else weigh<1>(weights, panel, num, out + c, out_width, kept);
+    }
+  }
+
+  static float larger_of(float a, float b) { return a > b ? a : b; }
+
+  void run(int64_t b, int64_t head, int64_t tile, Scratch& scratch) const {
+    const KeyPlan& plan = plan_of(b);
+    const int64_t d = call.head_dim, begin = tile * tile_size, end = smaller(begin + tile_size, call.num_queries);
+    const int64_t out_width = round_up(d, P);
+    int64_t most_rows = 0;
+    for (int64_t t = 0; t < call.num_terms; t++) most_rows = larger(most_rows, call.terms[t].rows);
+    const size_t bytes = 4 * (tile_size * value_width + 2 * MR * KEY_BLOCK + QUERY_GROUP * (out_width + d + 2) + MR * d +
+                              tile_size + most_rows + 2 + W) + 16 * 64;
+    Parts parts{scratch.reserve(bytes)};
+    float* values = parts.take<float>(tile_size * value_width + W);
+    float* scores = parts.take<float>(MR * KEY_BLOCK);
+    O* weights = sizeof(O) == sizeof(float) ? reinterpret_cast<O*>(scores) : parts.take<O>(MR * KEY_BLOCK);
+    float* out = parts.take<float>(QUERY_GROUP * out_width);
+    float* highest = parts.take<float>(QUERY_GROUP);
+    float* sums = parts.take<float>(QUERY_GROUP);
+    O* queries = parts.take<O>(QUERY_GROUP * d);
+    position_values(b, head, begin, end, values, parts);
+
+    const O* k = packed + (b * call.heads + head) * packed_size;
+    const O* v = k + packed_k;
+    for (int64_t i0 = begin; i0 < end; i0 += QUERY_GROUP) {
+      const int64_t num = smaller(QUERY_GROUP, end - i0), padded = round_up(num, MR);
+      const O* q;
+      int64_t q_stride;
+      if (sizeof(O) == sizeof(T) && num == padded) {
+        q = reinterpret_cast<const O*>(query(i0, b, head));
+        q_stride = call.q.token_stride;
+      } else {  // converted, or filled up by repeating the last query
+        for (int64_t i = 0; i < padded; i++) {
+          const T* row = query(i0 + smaller(i, num - 1), b, head);
+          for (int64_t c = 0; c < d; c++) queries[i * d + c] = cast(row[c]);
+        }
+        q = queries, q_stride = d;
+      }
+      for (int64_t i = 0; i < padded; i++) highest[i] = -__builtin_inff(), sums[i] = 0;
+      for (int64_t key0 = 0; key0 < plan.num_keys; key0 += KEY_BLOCK)
+        for (int64_t i = 0; i < padded; i += MR)
+          attend(q + i * q_stride, q_stride, k, v, plan, key0, values + (i0 - begin + i) * value_width, scores, weights,
+                 out + i * out_width, out_width, highest + i, sums + i);
+      for (int64_t i = 0; i < num; i++) finish(b, head, i0 + i, out + i * out_width, plan.num_keys ? sums[i] : 0.f);
+    }
+  }
+
+  void finish(int64_t b, int64_t head, int64_t i, const float* row, float sum) const {
+    const T* q = query(i, b, head);
+    T* out = static_cast<T*>(call.out.data) + b * call.out.batch_stride + i * call.out.token_stride + head * call.out.head_stride;
+    const Vec over = set1(1.f / sum);
+    const bool refined = call.adds_query && i >= call.num_unrefined;
+    for (int64_t c = 0; c < call.head_dim; c += W) {
+      Vec x = mul(load(row + c), over);
+      store(out + c, refined ? add(x, load(q + c)) : x);
+    }
+  }
+};
+
+// Fills in a plan for the keys that a mask leaves (null: all).
+static void plan_keys(const memvit_attention_call& call, const uint8_t* mask, int64_t num_vectors, int32_t* keys,
+                      int32_t* offset, int32_t* index, KeyPlan& plan) {
+  int64_t n = 0;
+  for (int64_t j = 0; j < call.num_keys; j++)
+    if (!mask || mask[j]) keys[n++] = static_cast<int32_t>(j);
+  plan = KeyPlan{n, keys, offset, index};
+  for (int64_t t = 0; t < call.num_terms; t++) {
+    const memvit_term& term = call.terms[t];
+    for (int64_t vector = 0; vector * W < n; vector++) {
+      int32_t* lanes = index + (t * num_vectors + vector) * W;
+      int32_t low = INT32_MAX, high = -1;
+      for (int64_t lane = 0; lane < W; lane++) {
+        const int64_t j = vector * W + lane;
+        lanes[lane] = j < n ? term.entry[keys[j]] : -1;
+        if (lanes[lane] < 0) continue;
+        low = lanes[lane] < low ? lanes[lane] : low;
+        high = lanes[lane] > high ? lanes[lane] : high;
+      }
+      if (high < 0) low = 0;
+      const bool narrow = high - low < W;
+      offset[t * num_vectors + vector] = narrow ? low : -1;
+      for (int64_t lane = 0; narrow && lane < W; lane++)
+        if (lanes[lane] >= 0) lanes[lane] -= low;
+    }
+  }
+}
+
+template <typename T, typename O>
+static int32_t run_attention(const memvit_attention_call& call, memvit_parallel_for parallel_for) {
+  static thread_local Scratch shared;
+  const int64_t num_plans = call.key_mask && call.mask_batch_stride ? call.batch : 1;
+  const int64_t num_vectors = (call.num_keys + W - 1) / W, depth = round_up(call.head_dim, 2);
+  const int64_t packed_k = round_up(call.num_keys, P) * depth;
+  const int64_t packed_size = packed_k + round_up(call.head_dim, P) * round_up(call.num_keys, 2);
+  const int64_t plan_ints = round_up(call.num_keys + call.num_terms * num_vectors * (W + 1), 16);
+  const size_t bytes = num_plans * (sizeof(KeyPlan) + 4 * plan_ints) + call.batch * call.heads * packed_size * sizeof(O) + 8 * 64;
+  Parts parts{shared.reserve(bytes)};
+  KeyPlan* plans = parts.take<KeyPlan>(num_plans);
+  int32_t* ints = parts.take<int32_t>(num_plans * plan_ints);
+  for (int64_t i = 0; i < num_plans; i++, ints += plan_ints) {
+    int32_t* offset = ints + call.num_keys;
+    plan_keys(call, call.key_mask ? call.key_mask + i * call.mask_batch_stride : nullptr, num_vectors, ints, offset,
+              offset + call.num_terms * num_vectors, plans[i]);
+  }
+  const int64_t num_tiles = (call.num_queries + MACRO_TILE - 1) / MACRO_TILE;
+  const int64_t tile_size = round_up((call.num_queries + num_tiles - 1) / num_tiles, MR);
+  Attention<T, O> attention{call, num_tiles, tile_size, {}, 0, num_vectors, plans, nullptr, packed_k, packed_size};
+  int64_t width = 0;
+  for (int64_t t = 0; t < call.num_terms; t++) {
+    attention.value_starts[t] = width;
+    width += call.terms[t].entries;
+  }
+  attention.value_width = width + W;  // vectors of values may be read a little past the last
+  attention.packed = parts.take<O>(call.batch * call.heads * packed_size);
+
+  const int64_t num_packs = call.batch * call.heads;
+  parallel_for(0, num_packs, 1, [](int64_t begin, int64_t end, void* context) {
+    const auto& a = *static_cast<const Attention<T, O>*>(context);
+    for (int64_t i = begin; i < end; i++) a.pack(i / a.call.heads, i % a.call.heads);
+  }, &attention);
+  parallel_for(0, num_packs * num_tiles, 1, [](int64_t begin, int64_t end, void* context) {
+    static thread_local Scratch scratch;
+    const auto& a = *static_cast<const Attention<T, O>*>(context);
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t pair = i / a.num_tiles;
+      a.run(pair / a.call.heads, pair % a.call.heads, i % a.num_tiles, scratch);
+    }
+  }, &attention);
+  return 0;
+}
+
+int32_t attention(const memvit_attention_call* call, memvit_parallel_for parallel_for) {
+  if (call->head_dim % W || call->num_terms > 3) return 1;
+  if (call->dtype == MEMVIT_FLOAT32) return run_attention<float, float>(*call, parallel_for);
+#if MEMVIT_LEVEL >= 3
+  return run_attention<bf16, bf16>(*call, parallel_for);
+#else
+  return run_attention<bf16, float>(*call, parallel_for);
+#endif
+}

@@ -1,0 +1,44 @@
+// Which instructions this processor has, and the kernels that go with them.
+#include "memvit_cpu.h"
+
+#define MEMVIT_DECLARE(name)                                                       \
+  namespace name {                                                                 \
+  int32_t attention(const memvit_attention_call*, memvit_parallel_for);            \
+  int32_t pool_norm(const memvit_pool_call*, memvit_parallel_for);                 \
+  int32_t layer_norm(const memvit_norm_call*, memvit_parallel_for);                \
+  }
+MEMVIT_DECLARE(memvit_avx2)
+MEMVIT_DECLARE(memvit_avx512)
+MEMVIT_DECLARE(memvit_avx512_bf16)
+
+#define MEMVIT_DISPATCH(name)                                              \
+  switch (level) {                                                         \
+    case 1: return memvit_avx2::name(call, parallel_for);                  \
+    case 2: return memvit_avx512::name(call, parallel_for);                \
+    case 3: return memvit_avx512_bf16::name(call, parallel_for);           \
+    default: return 1;                                                     \
+  }
+
+extern "C" {
+
+int32_t memvit_best_level(void) {
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
+      !__builtin_cpu_supports("avx512dq"))
+    return 1;
+  return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+}
+
+int32_t memvit_attention(const memvit_attention_call* call, int32_t level, memvit_parallel_for parallel_for) {
+  MEMVIT_DISPATCH(attention)
+}
+
+int32_t memvit_pool_norm(const memvit_pool_call* call, int32_t level, memvit_parallel_for parallel_for) {
+  MEMVIT_DISPATCH(pool_norm)
+}
+
+int32_t memvit_layer_norm(const memvit_norm_call* call, int32_t level, memvit_parallel_for parallel_for) {
+  MEMVIT_DISPATCH(layer_norm)
+}
+}

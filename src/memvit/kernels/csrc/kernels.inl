@@ -1,0 +1,4 @@
+// All kernels for one instruction set; see vectors.inl.
+#include "vectors.inl"
+#include "attention.inl"
+#include "pooling.inl"

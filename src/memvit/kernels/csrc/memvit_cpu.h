@@ -1,0 +1,83 @@
+// The C interface of the CPU kernels. Plain C types only: the library knows nothing of PyTorch, is built without it and
+// works with every version; Python passes pointers, and PyTorch's own thread pool comes in as a function.
+#pragma once
+
+#include <cstdint>
+
+extern "C" {
+
+// PyTorch's parallel loop: calls body(begin, end, context) for parts of a range, on PyTorch's threads.
+typedef void (*memvit_range)(int64_t begin, int64_t end, void* context);
+typedef int32_t (*memvit_parallel_for)(int64_t begin, int64_t end, int64_t grain, memvit_range body, void* context);
+
+enum memvit_dtype { MEMVIT_FLOAT32 = 0, MEMVIT_BFLOAT16 = 1 };
+
+// Tokens of B streams and their heads, (B, heads, N, head_dim): the last axis is contiguous, strides are in elements.
+struct memvit_tokens {
+  void* data;
+  int64_t batch_stride, token_stride, head_stride;
+};
+
+// logits[i, j] += q[i] . table[row[i], :, entry[j]] for every query i and key j with row[i] >= 0 and entry[j] >= 0.
+struct memvit_term {
+  const float* table;    // (rows, head_dim, entries): multiplied by log2(e), entries padded to a multiple of 16
+  const int32_t* row;    // (num_queries,)
+  const int32_t* entry;  // (num_keys,)
+  int64_t rows, entries;
+};
+
+struct memvit_attention_call {
+  int64_t batch, heads, num_queries, num_keys, head_dim;
+  int64_t num_past_keys;           // of num_keys, those that lie in k[0], v[0]; the others lie in k[1], v[1]
+  int64_t num_unrefined;           // this many first queries (the class token) are not added to the result
+  memvit_tokens q, k[2], v[2], out;
+  const uint8_t* key_mask;         // (batch or 1, num_keys): 0 takes no part; null: all take part
+  int64_t mask_batch_stride;
+  memvit_term terms[3];
+  int64_t num_terms;
+  float scale;
+  int32_t adds_query;              // whether q is added to the result
+  int32_t dtype;                   // of q, k, v and out
+  int32_t reserved;
+};
+
+struct memvit_pooling {
+  const float* weight;  // (kt * kh * kw, c), c channels of one head
+  const float* norm_weight;
+  const float* norm_bias;
+  void* out;            // (B, num_class + T' H' W', C), contiguous
+  int64_t kernel[3], stride[3], padding[3], out_grid[3];
+  float eps;
+  int32_t reserved;
+};
+
+struct memvit_pool_call {
+  int64_t batch, channels, head_channels, num_class;
+  int64_t grid[3];
+  memvit_tokens x;
+  const memvit_pooling* poolings;
+  int64_t num_poolings;
+  int32_t dtype;        // of x
+  int32_t out_dtype;
+};
+
+struct memvit_norm_call {
+  int64_t rows, channels;
+  const void* x;        // (rows, channels), contiguous
+  const void* added;    // null, or of x's shape: sum = x + added is normed, and written to `sum`
+  void* sum;            // float32 or bfloat16 like x
+  const float* weight;
+  const float* bias;
+  void* out;
+  float eps;
+  int32_t dtype, added_dtype, out_dtype;
+};
+
+// The best instruction set of this processor that there are kernels for: 0 none, 1 AVX2, 2 AVX-512, 3 AVX-512 with bfloat16.
+__attribute__((visibility("default"))) int32_t memvit_best_level(void);
+
+// Run on PyTorch's threads with the instructions of `level`; 0: done, else not supported (nothing was written).
+__attribute__((visibility("default"))) int32_t memvit_attention(const memvit_attention_call* call, int32_t level, memvit_parallel_for parallel_for);
+__attribute__((visibility("default"))) int32_t memvit_pool_norm(const memvit_pool_call* call, int32_t level, memvit_parallel_for parallel_for);
+__attribute__((visibility("default"))) int32_t memvit_layer_norm(const memvit_norm_call* call, int32_t level, memvit_parallel_for parallel_for);
+}

@@ -1,0 +1,218 @@
+// Depthwise 3-D convolution of tokens, channels last, and LayerNorm of every head's channels; LayerNorm alone.
+// Included inside a namespace, after vectors.inl.
+
+// out = LayerNorm(row) over c channels, all of them in `row`.
+template <typename T>
+static inline void normalize(const float* row, int64_t c, const float* weight, const float* bias, float eps, T* out) {
+  Vec sum = set1(0);
+  for (int64_t i = 0; i < c; i += W) sum = add(sum, load(row + i));
+  const float mean = sum_of(sum) / c;
+  Vec squares = set1(0);
+  for (int64_t i = 0; i < c; i += W) {
+    const Vec x = sub(load(row + i), set1(mean));
+    squares = fma(x, x, squares);
+  }
+  const Vec scale = set1(1.f / __builtin_sqrtf(sum_of(squares) / c + eps));
+  for (int64_t i = 0; i < c; i += W) {
+    const Vec x = mul(sub(load(row + i), set1(mean)), scale);
+    store(out + i, fma(x, load(weight + i), load(bias + i)));
+  }
+}
+
+template <typename T, typename U>
+struct PoolNorm {
+  const memvit_pool_call& call;
+  static constexpr int STEP = MR;  // outputs along a row that are computed together
+
+  const T* token(int64_t b, int64_t n) const {
+    return static_cast<const T*>(call.x.data) + b * call.x.batch_stride + n * call.x.token_stride;
+  }
+
+  // L outputs next to one another, W channels: each loaded input serves three of them.
+  template <int L>
+  static inline void row_of_three(Vec (&acc)[STEP], const T* const* columns, int64_t channel, const float* weight, int64_t c) {
+    const Vec w0 = load(weight), w1 = load(weight + c), w2 = load(weight + 2 * c);
+    Vec before = load(columns[0] + channel), at = load(columns[1] + channel);
+    for (int l = 0; l < L; l++) {
+      const Vec after = load(columns[l + 2] + channel);
+      acc[l] = fma(before, w0, fma(at, w1, fma(after, w2, acc[l])));
+      before = at, at = after;
+    }
+  }
+
+  // One row of outputs at (b, t, h): kernels three wide of stride one, STEP outputs at a time.
+  template <int L>
+  void dense(const memvit_pooling& pool, int64_t b, int64_t t, int64_t h, int64_t w0, const T* zeros, float* conv) const {
+    const int64_t C = call.channels, c = call.head_channels;
+    const int64_t kt = pool.kernel[0], kh = pool.kernel[1];
+    const T* columns[32][STEP + 2];
+    const float* weights[32];
+    int num = 0;
+    for (int64_t i = 0; i < kt; i++) {
+      const int64_t from_t = t * pool.stride[0] + i - pool.padding[0];
+      if (from_t < 0 || from_t >= call.grid[0]) continue;
+      for (int64_t j = 0; j < kh; j++) {
+        const int64_t from_h = h * pool.stride[1] + j - pool.padding[1];
+        if (from_h < 0 || from_h >= call.grid[1]) continue;
+        const int64_t row = call.num_class + (from_t * call.grid[1] + from_h) * call.grid[2];
+        for (int64_t k = 0; k < L + 2; k++) {
+          const int64_t from_w = w0 + k - pool.padding[2];
+          columns[num][k] = from_w < 0 || from_w >= call.grid[2] ? zeros : token(b, row + from_w);
+        }
+        weights[num++] = pool.weight + (i * kh + j) * 3 * c;
+      }
+    }
+    for (int64_t head = 0; head < C; head += c)
+      for (int64_t i = 0; i < c; i += W) {
+        Vec acc[STEP];
+        for (int l = 0; l < L; l++) acc[l] = set1(0);
+        for (int n = 0; n < num; n++) row_of_three<L>(acc, columns[n], head + i, weights[n] + i, c);
+        for (int l = 0; l < L; l++) store(conv + l * C + head + i, acc[l]);
+      }
+  }
+
+  // One output of any kernel and stride.
+  void single(const memvit_pooling& pool, int64_t b, int64_t t, int64_t h, int64_t w, float* conv) const {
+    const int64_t C = call.channels, c = call.head_channels;
+    constexpr int CHUNK = 6;
+    for (int64_t head = 0; head < C; head += c)
+      for (int64_t i0 = 0; i0 < c; i0 += CHUNK * W) {
+        const int64_t num = smaller(CHUNK, (c - i0) / W);
+        Vec acc[CHUNK];
+        for (int v = 0; v < CHUNK; v++) acc[v] = set1(0);
+        for (int64_t i = 0; i < pool.kernel[0]; i++) {
+          const int64_t from_t = t * pool.stride[0] + i - pool.padding[0];
+          if (from_t < 0 || from_t >= call.grid[0]) continue;
+          for (int64_t j = 0; j < pool.kernel[1]; j++) {
+            const int64_t from_h = h * pool.stride[1] + j - pool.padding[1];
+            if (from_h < 0 || from_h >= call.grid[1]) continue;
+            for (int64_t k = 0; k < pool.kernel[2]; k++) {
+              const int64_t from_w = w * pool.stride[2] + k - pool.padding[2];
+              if (from_w < 0 || from_w >= call.grid[2]) continue;
+              const T* x = token(b, call.num_class + (from_t * call.grid[1] + from_h) * call.grid[2] + from_w) + head + i0;
+              const float* weight = pool.weight + ((i * pool.kernel[1] + j) * pool.kernel[2] + k) * c + i0;
+              if (num == CHUNK) {
+                for (int v = 0; v < CHUNK; v++) acc[v] = fma(load(x + v * W), load(weight + v * W), acc[v]);
+              } else {
+                for (int v = 0; v < num; v++) acc[v] = fma(load(x + v * W), load(weight + v * W), acc[v]);
+              }
+            }
+          }
+        }
+        for (int v = 0; v < num; v++) store(conv + head + i0 + v * W, acc[v]);
+      }
+  }
+
+  void norm(const memvit_pooling& pool, const float* conv, int64_t b, int64_t n) const {
+    const int64_t C = call.channels, c = call.head_channels;
+    const int64_t N = call.num_class + pool.out_grid[0] * pool.out_grid[1] * pool.out_grid[2];
+    U* out = static_cast<U*>(pool.out) + (b * N + n) * C;
+    for (int64_t head = 0; head < C; head += c) normalize(conv + head, c, pool.norm_weight, pool.norm_bias, pool.eps, out + head);
+  }
+
+  void row(const memvit_pooling& pool, int64_t b, int64_t t, int64_t h, Scratch& scratch) const {
+    const int64_t C = call.channels, width = pool.out_grid[2];
+    Parts parts{scratch.reserve(4 * (STEP * C + C) + 4 * 64)};
+    float* conv = parts.take<float>(STEP * C);
+    T* zeros = parts.take<T>(C);
+    for (int64_t i = 0; i < C; i++) zeros[i] = T(0);
+    const int64_t first = call.num_class + (t * pool.out_grid[1] + h) * width;
+    const bool is_dense = pool.kernel[2] == 3 && pool.stride[2] == 1 && pool.kernel[0] * pool.kernel[1] <= 32;
+    if (call.num_class && t == 0 && h == 0)
+      for (int64_t n = 0; n < call.num_class; n++) {
+        for (int64_t i = 0; i < C; i += W) store(conv + i, load(token(b, n) + i));
+        norm(pool, conv, b, n);
+      }
+    for (int64_t w = 0; w < width;) {
+      int64_t num = 1;
+      if (!is_dense) {
+        single(pool, b, t, h, w, conv);
+      } else {
+        const int64_t left = width - w;
+        num = left >= STEP ? (left < 2 * STEP && left > STEP ? (left + 1) / 2 : STEP) : left;
+        switch (num) {
+          case 1: dense<1>(pool, b, t, h, w, zeros, conv); break;
+          case 2: dense<2>(pool, b, t, h, w, zeros, conv); break;
+          case 3: dense<3>(pool, b, t, h, w, zeros, conv); break;
+          case 4: dense<4>(pool, b, t, h, w, zeros, conv); break;
+#if MEMVIT_LEVEL >= 2
+          case 5: dense<5>(pool, b, t, h, w, zeros, conv); break;
+          case 6: dense<6>(pool, b, t, h, w, zeros, conv); break;
+          case 7: dense<7>(pool, b, t, h, w, zeros, conv); break;
+          default: dense<8>(pool, b, t, h, w, zeros, conv); break;
+#endif
+        }
+      }
+      for (int64_t l = 0; l < num; l++) norm(pool, conv + l * C, b, first + w + l);
+      w += num;
+    }
+  }
+};
+
+template <typename T, typename U>
+static int32_t run_pool_norm(const memvit_pool_call& call, memvit_parallel_for parallel_for) {
+  PoolNorm<T, U> pool_norm{call};
+
+  // A row of inputs is where one row of outputs of some or all poolings begins: what one has read the next finds in cache.
+  parallel_for(0, call.batch * call.grid[0] * call.grid[1], 4, [](int64_t begin, int64_t end, void* context) {
+    static thread_local Scratch scratch;
+    const auto& self = *static_cast<const PoolNorm<T, U>*>(context);
+    const int64_t T0 = self.call.grid[0], H0 = self.call.grid[1];
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t b = i / (T0 * H0), from_t = i / H0 % T0, from_h = i % H0;
+      for (int64_t p = 0; p < self.call.num_poolings; p++) {
+        const memvit_pooling& pool = self.call.poolings[p];
+        if (from_t % pool.stride[0] == 0 && from_h % pool.stride[1] == 0)
+          self.row(pool, b, from_t / pool.stride[0], from_h / pool.stride[1], scratch);
+      }
+    }
+  }, &pool_norm);
+  return 0;
+}
+
+int32_t pool_norm(const memvit_pool_call* call, memvit_parallel_for parallel_for) {
+  if (call->head_channels % W || call->channels % call->head_channels) return 1;
+  for (int64_t p = 0; p < call->num_poolings; p++)  // every row of outputs must begin at a row of inputs, and the other way round
+    for (int axis = 0; axis < 2; axis++)
+      if ((call->grid[axis] - 1) / call->poolings[p].stride[axis] + 1 != call->poolings[p].out_grid[axis]) return 1;
+  if (call->dtype == MEMVIT_FLOAT32)
+    return call->out_dtype == MEMVIT_FLOAT32 ? run_pool_norm<float, float>(*call, parallel_for)
+                                             : run_pool_norm<float, bf16>(*call, parallel_for);
+  return call->out_dtype == MEMVIT_FLOAT32 ? run_pool_norm<bf16, float>(*call, parallel_for)
+                                           : run_pool_norm<bf16, bf16>(*call, parallel_for);
+}
+
+template <typename T, typename A, typename U>
+static int32_t run_layer_norm(const memvit_norm_call& call, memvit_parallel_for parallel_for) {
+  parallel_for(0, call.rows, 64, [](int64_t begin, int64_t end, void* context) {
+    static thread_local Scratch scratch;
+    const auto& call = *static_cast<const memvit_norm_call*>(context);
+    const int64_t C = call.channels;
+    float* row = reinterpret_cast<float*>(scratch.reserve(4 * C));
+    for (int64_t n = begin; n < end; n++) {
+      const T* x = static_cast<const T*>(call.x) + n * C;
+      const A* added = call.added ? static_cast<const A*>(call.added) + n * C : nullptr;
+      for (int64_t i = 0; i < C; i += W) {
+        Vec value = load(x + i);
+        if (added) {
+          value = add(value, load(added + i));
+          store(static_cast<T*>(call.sum) + n * C + i, value);
+        }
+        store(row + i, value);
+      }
+      normalize(row, C, call.weight, call.bias, call.eps, static_cast<U*>(call.out) + n * C);
+    }
+  }, const_cast<memvit_norm_call*>(&call));
+  return 0;
+}
+
+int32_t layer_norm(const memvit_norm_call* call, memvit_parallel_for parallel_for) {
+  if (call->channels % W) return 1;
+  const bool x = call->dtype, added = call->added_dtype, out = call->out_dtype;  // true: bfloat16
+  if (!x && !added && !out) return run_layer_norm<float, float, float>(*call, parallel_for);
+  if (!x && !added && out) return run_layer_norm<float, float, bf16>(*call, parallel_for);
+  if (!x && added && out) return run_layer_norm<float, bf16, bf16>(*call, parallel_for);
+  if (!x && added && !out) return run_layer_norm<float, bf16, float>(*call, parallel_for);
+  if (x && added && out) return run_layer_norm<bf16, bf16, bf16>(*call, parallel_for);
+  return 1;
+}

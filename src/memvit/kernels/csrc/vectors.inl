@@ -1,0 +1,204 @@
+// Vectors of floats of one instruction set, and the matrix kernel built on them. Included by avx2.cpp and avx512.cpp inside
+// a namespace of their own, after the target pragma, so that no code for one processor leaks into another's.
+
+using bf16 = uint16_t;
+
+static inline float to_float(bf16 x) {
+  uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+}
+
+static inline bf16 to_bf16(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0;       // NaN stays NaN
+  return static_cast<bf16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);  // to nearest, ties to even
+}
+
+static inline float get(const float* p) { return *p; }
+static inline float get(const bf16* p) { return to_float(*p); }
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+#if MEMVIT_LEVEL >= 2
+using Vec = __m512;
+using Ints = __m512i;
+constexpr int W = 16;   // floats in a vector
+constexpr int MR = 8;   // rows of a tile of the matrix kernel
+static inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+static inline Vec load(const bf16* p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+}
+static inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+static inline void store(bf16* p, Vec v) {
+#if MEMVIT_LEVEL >= 3
+  _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(v));
+#else
+  __m512i bits = _mm512_castps_si512(v);
+  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  bits = _mm512_mask_set1_epi32(_mm512_srli_epi32(bits, 16), nan, 0x7fc0);
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(bits));
+#endif
+}
+static inline Vec set1(float x) { return _mm512_set1_ps(x); }
+static inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+static inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+static inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+static inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+static inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+static inline float sum_of(Vec v) { return _mm512_reduce_add_ps(v); }
+static inline float max_of(Vec v) { return _mm512_reduce_max_ps(v); }
+// The first n lanes of v, `other` in the rest.
+static inline Vec first(int64_t n, Vec v, float other) {
+  return _mm512_mask_mov_ps(set1(other), (__mmask16)((1u << n) - 1), v);
+}
+// out[lane] = p[index[lane]], 0 where index is negative; all indices lie in [0, W).
+static inline Vec pick(const float* p, const int32_t* index) {
+  Ints i = _mm512_loadu_si512(index);
+  return _mm512_maskz_permutexvar_ps(_mm512_cmpge_epi32_mask(i, _mm512_setzero_si512()), i, load(p));
+}
+// The same for indices of any size.
+static inline Vec gather(const float* p, const int32_t* index) {
+  Ints i = _mm512_loadu_si512(index);
+  __mmask16 some = _mm512_cmpge_epi32_mask(i, _mm512_setzero_si512());
+  return _mm512_mask_i32gather_ps(set1(0), some, i, p, 4);
+}
+static inline Vec exp2_of(Vec x) {
+  x = max(set1(-126.f), x);  // in this order what is not a number stays so
+  Vec n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  Vec r = sub(x, n);
+  Vec p = fma(set1(1.5403530e-4f), r, set1(1.3333558e-3f));
+  p = fma(p, r, set1(9.6181291e-3f));
+  p = fma(p, r, set1(5.5504109e-2f));
+  p = fma(p, r, set1(2.4022651e-1f));
+  p = fma(p, r, set1(6.9314718e-1f));
+  return _mm512_scalef_ps(fma(p, r, set1(1.f)), n);
+}
+#else
+using Vec = __m256;
+constexpr int W = 8;
+constexpr int MR = 4;
+static inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
+static inline Vec load(const bf16* p) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+}
+static inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+static inline void store(bf16* p, Vec v) {
+  float values[W];
+  _mm256_storeu_ps(values, v);
+  for (int i = 0; i < W; i++) p[i] = to_bf16(values[i]);
+}
+static inline Vec set1(float x) { return _mm256_set1_ps(x); }
+static inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+static inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+static inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+static inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+static inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+static inline float sum_of(Vec v) {
+  float values[W], sum = 0;
+  _mm256_storeu_ps(values, v);
+  for (int i = 0; i < W; i++) sum += values[i];
+  return sum;
+}
+static inline float max_of(Vec v) {
+  float values[W];
+  _mm256_storeu_ps(values, v);
+  float best = values[0];
+  for (int i = 1; i < W; i++) best = values[i] > best ? values[i] : best;
+  return best;
+}
+static inline Vec first(int64_t n, Vec v, float other) {
+  __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  __m256i in = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), lanes);
+  return _mm256_blendv_ps(set1(other), v, _mm256_castsi256_ps(in));
+}
+static inline Vec pick(const float* p, const int32_t* index) {
+  __m256i i = _mm256_loadu_si256((const __m256i*)index);
+  __m256i none = _mm256_cmpgt_epi32(_mm256_setzero_si256(), i);
+  return _mm256_andnot_ps(_mm256_castsi256_ps(none), _mm256_permutevar8x32_ps(load(p), i));
+}
+static inline Vec gather(const float* p, const int32_t* index) {
+  __m256i i = _mm256_loadu_si256((const __m256i*)index);
+  __m256 some = _mm256_castsi256_ps(_mm256_cmpgt_epi32(i, _mm256_set1_epi32(-1)));
+  return _mm256_mask_i32gather_ps(set1(0), p, i, some, 4);
+}
+static inline Vec exp2_of(Vec x) {
+  x = max(set1(-126.f), x);  // in this order what is not a number stays so
+  Vec n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  Vec r = sub(x, n);
+  Vec p = fma(set1(1.5403530e-4f), r, set1(1.3333558e-3f));
+  p = fma(p, r, set1(9.6181291e-3f));
+  p = fma(p, r, set1(5.5504109e-2f));
+  p = fma(p, r, set1(2.4022651e-1f));
+  p = fma(p, r, set1(6.9314718e-1f));
+  p = fma(p, r, set1(1.f));
+  __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
+}
+#endif
+
+constexpr int NR = 3;       // vectors of a tile's row
+constexpr int P = NR * W;   // columns of a packed panel
+
+// acc[R][V] = sum over k of a[r][k] * b[k][v], with b packed in rows of P columns.
+template <int R, int V>
+static inline __attribute__((always_inline)) void multiply(
+    Vec (&acc)[R][V], const float* __restrict a, int64_t a_stride, const float* __restrict b, int64_t depth) {
+  for (int64_t k = 0; k < depth; k++, b += P) {
+    Vec row[V];
+    for (int v = 0; v < V; v++) row[v] = load(b + v * W);
+    for (int r = 0; r < R; r++) {
+      Vec x = set1(a[r * a_stride + k]);
+      for (int v = 0; v < V; v++) acc[r][v] = fma(x, row[v], acc[r][v]);
+    }
+  }
+}
+
+#if MEMVIT_LEVEL >= 3
+// The same with bfloat16 operands, two of the depth at a time: b packed in rows of P columns of pairs.
+template <int R, int V>
+static inline __attribute__((always_inline)) void multiply(
+    Vec (&acc)[R][V], const bf16* __restrict a, int64_t a_stride, const bf16* __restrict b, int64_t depth) {
+  for (int64_t k = 0; k < depth; k += 2, b += 2 * P) {
+    __m512bh row[V];
+    for (int v = 0; v < V; v++) row[v] = (__m512bh)_mm512_loadu_si512(b + v * 2 * W);
+    for (int r = 0; r < R; r++) {
+      int32_t pair;
+      __builtin_memcpy(&pair, a + r * a_stride + k, 4);
+      __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+      for (int v = 0; v < V; v++) acc[r][v] = _mm512_dpbf16_ps(acc[r][v], x, row[v]);
+    }
+  }
+}
+#endif
+
+// Memory that a thread keeps from call to call.
+struct Scratch {
+  char* data = nullptr;
+  size_t size = 0;
+  ~Scratch() { free(data); }
+  char* reserve(size_t bytes) {
+    if (bytes > size) {
+      free(data);
+      size = bytes + bytes / 4;
+      data = static_cast<char*>(aligned_alloc(64, round_up(size, 64)));
+    }
+    return data;
+  }
+};
+
+// Hands out parts of a piece of memory.
+struct Parts {
+  char* at;
+  template <typename T>
+  T* take(int64_t count) {
+    T* part = reinterpret_cast<T*>(at);
+    at += round_up(count * sizeof(T), 64);
+    return part;
+  }
+};

@@ -1,0 +1,53 @@
+"""What follows from parameters alone is worked out once, for as long as they do not change.
+
+Packed weights, tables by position, filters in another layout: at inference they are the same at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+T = TypeVar("T")
+
+Stamp = tuple[tuple[int, int], ...]
+
+_MAX_KEPT = 8  # per tensor: clip sizes and dtypes in use at a time
+
+_kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def frozen(parameters: Sequence[Tensor], key: Hashable, make: Callable[[], T]) -> T:
+    """`make()`, or what it returned before if none of the parameters was changed, moved or replaced since.
+
+    Nothing is kept where gradients are wanted, and under `torch.compile`, whose graph holds the computation itself. A change
+    is seen by PyTorch's version counter, which optimisers and `load_state_dict` advance; writing through `.data` does not.
+
+    Args:
+        parameters: what the result depends on; at least one.
+        key: tells results of the same parameters apart.
+        make: computes it.
+    """
+    stamp = None if torch.is_grad_enabled() else stamp_of(parameters)
+    if stamp is None:
+        return make()
+    kept: dict[Hashable, tuple[Any, Any, Any]] = _kept.setdefault(parameters[0], {})
+    if key in kept and kept[key][0] == stamp:
+        return kept[key][2]
+    if len(kept) >= _MAX_KEPT:
+        kept.clear()
+    value = make()
+    # The storages are kept with it: as long as they live, no other parameter can have the same address.
+    kept[key] = (stamp, [p.untyped_storage() for p in parameters], value)
+    return value
+
+
+def stamp_of(parameters: Sequence[Tensor]) -> Stamp | None:
+    """Tells parameters from what they were or will be; None where that is not known (see `frozen`)."""
+    if torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
+        return None
+    return tuple((p.data_ptr(), p._version) for p in parameters)

@@ -1,0 +1,60 @@
+"""LayerNorm, alone or of a sum that is wanted too; under autocast our kernel's result is in autocast's dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from memvit.kernels import cpu
+from memvit.kernels.backend import compute_dtype, use_reference
+from memvit.kernels.frozen import frozen
+from memvit.kernels.ops import register
+
+
+def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """norm(x): (..., C) -> (..., C)."""
+    dtype = _kernel_dtype(x, None, norm)
+    if dtype is None:
+        return norm(x)
+    return _cpu_layer_norm(x, None, *_parameters(norm), norm.eps, dtype)[1]
+
+
+def add_layer_norm(x: Tensor, added: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """x + added, and its LayerNorm, from one pass."""
+    dtype = _kernel_dtype(x, added, norm)
+    if dtype is None:
+        total = x + added
+        return total, norm(total)
+    return _cpu_layer_norm(x, added, *_parameters(norm), norm.eps, dtype)
+
+
+def _kernel_dtype(x: Tensor, added: Tensor | None, norm: nn.LayerNorm) -> torch.dtype | None:
+    """The dtype of the kernel's result; None: it does not take these."""
+    if use_reference() or type(norm) is not nn.LayerNorm or not cpu.can_run(x, added, norm.weight, norm.bias):
+        return None
+    dtype = compute_dtype(x)
+    if x.shape[-1] % cpu.lanes() or dtype not in (torch.float32, torch.bfloat16):
+        return None
+    if added is not None and (added.shape != x.shape or (x.dtype, added.dtype) == (torch.bfloat16, torch.float32)):
+        return None
+    return None if (x.dtype, dtype) == (torch.bfloat16, torch.float32) else dtype
+
+
+def _parameters(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    if norm.weight.dtype == torch.float32:
+        return norm.weight, norm.bias
+    return frozen([norm.weight, norm.bias], "norm", lambda: (norm.weight.float(), norm.bias.float()))
+
+
+def _fake(
+    x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    total = x.new_empty(0) if added is None else torch.empty_like(x)
+    return total, torch.empty_like(x, dtype=dtype)
+
+
+_cpu_layer_norm = register(
+    "cpu_layer_norm(Tensor x, Tensor? added, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> (Tensor, Tensor)",
+    cpu.layer_norm,
+    _fake,
+)
