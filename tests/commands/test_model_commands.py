@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from commands.conftest import Run
+from memvit.kernels.status import status
 from memvit.online.results import read_summary
 from tiny_models import small_model
 
@@ -26,6 +27,12 @@ def test_info_as_json(run: Run) -> None:
     summary = json.loads(out)
     assert summary["memory_layers"] == [1, 3]
     assert summary["support_clips"] == 2 * 2
+
+
+def test_info_says_which_kernels_run(run: Run) -> None:
+    part = "attention, pooling and norms on CPUs"
+    assert f"{part}: {status()[part]}" in run("info", "memvit_nano")[1]
+    assert json.loads(run("info", "memvit_nano", "--json")[1])["kernels"] == status()
 
 
 def test_info_says_what_a_model_anticipates(run: Run) -> None:

@@ -23,7 +23,7 @@ def info(
     fps: float | None = None,
     json: bool = False,
 ) -> int:
-    """Show what a model costs and sees: parameters, multiply-accumulates per clip, temporal support; and whether it anticipates.
+    """Show what a model costs and sees: parameters, multiply-accumulates per clip, temporal support; and which kernels run here.
 
     Args:
         model: a preset, published weights, a directory with a model, or a repository of the Hugging Face Hub.
@@ -39,6 +39,7 @@ def info(
         json: print JSON.
     """
     from memvit.benchmarks.cost import describe, format_summary
+    from memvit.kernels.status import status
 
     config = choose_config(
         model,
@@ -54,7 +55,7 @@ def info(
     )
     summary, head = describe(config, model), config.head
     if json:
-        says = {"head_names": head.names, "anticipation_s": head.anticipation_s}
+        says = {"head_names": head.names, "anticipation_s": head.anticipation_s, "kernels": status()}
         print(jsons.dumps(summary.to_dict() | says, indent=2))
         return 0
     table = format_summary(summary)
@@ -63,6 +64,8 @@ def info(
     if head.anticipation_s:
         seen = {"clip": "the end of a clip", "frames": "the last frame of a token time"}[head.task]
         table.add_row("anticipates", f"what goes on {head.anticipation_s:g} s after {seen}")
+    for i, (part, implementation) in enumerate(status().items()):
+        table.add_row("kernels" if i == 0 else "", f"{part}: {implementation}")
     stdout_console().print(table)
     return 0
 

@@ -5,7 +5,7 @@ Packed weights, tables by position, filters in another layout: at inference they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -14,18 +14,19 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 T = TypeVar("T")
 
-Stamp = tuple[tuple[int, int], ...]
+Stamp = tuple[tuple[int, int, int], ...]
 
 _MAX_KEPT = 8  # per tensor: clip sizes and dtypes in use at a time
 
 _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_num_thaws: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def frozen(parameters: Sequence[Tensor], key: Hashable, make: Callable[[], T]) -> T:
     """`make()`, or what it returned before if none of the parameters was changed, moved or replaced since.
 
     Nothing is kept where gradients are wanted, and under `torch.compile`, whose graph holds the computation itself. A change
-    is seen by PyTorch's version counter, which optimisers and `load_state_dict` advance; writing through `.data` does not.
+    is seen by PyTorch's version counter, or announced by `thaw`.
 
     Args:
         parameters: what the result depends on; at least one.
@@ -50,4 +51,14 @@ def stamp_of(parameters: Sequence[Tensor]) -> Stamp | None:
     """Tells parameters from what they were or will be; None where that is not known (see `frozen`)."""
     if torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
         return None
-    return tuple((p.data_ptr(), p._version) for p in parameters)
+    return tuple((p.data_ptr(), p._version, _num_thaws.get(p, 0)) for p in parameters)
+
+
+def thaw(parameters: Iterable[Tensor]) -> None:
+    """Says that parameters may have changed, or soon will, where no version counter tells.
+
+    Fused optimisers do not advance it, nor does writing through `.data`. So a model calls this in every step that wants
+    gradients, and when it is switched between training and evaluation.
+    """
+    for p in parameters:
+        _num_thaws[p] = _num_thaws.get(p, 0) + 1

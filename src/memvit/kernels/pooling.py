@@ -79,8 +79,9 @@ def pool_norm(x: Tensor, grid: Size3, poolings: Sequence[Pooling], *, num_class:
     if not use_reference():
         if _cpu_kernel_takes(x, grid, poolings, parameters, dtype):
             return _pool_on_cpu(x, grid, poolings, parameters, num_class, dtype)
-        if triton_pooling.can_pool(x.to(dtype), poolings):
-            return triton_pooling.triton_pool_norm(x.to(dtype), grid, poolings, num_class=num_class)
+        cast = x.to(dtype) if x.is_cuda else x
+        if triton_pooling.can_pool(cast, poolings):
+            return triton_pooling.triton_pool_norm(cast, grid, poolings, num_class=num_class)
     return [pool_norm_reference(x, grid, pooling, num_class) for pooling in poolings]
 
 

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-incomplete-defs, no-check-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment"
 """Gradients of `triton_pooling_forward`, in three kernels that need no atomics, so that a run repeats bit for bit.
 
 1. The convolution is computed once more from the tokens (cheaper than to have kept it) and the gradient passes the
@@ -113,15 +113,18 @@ def _token_grad_kernel(
             total += tl.load(class_ptr, mask=touched[:, None] & in_head[None, :], other=0.0).to(tl.float32)
     conv_grad_ptr += NUM_CLASS * num_heads * C
     # Along an axis the taps that reach a token are (token + padding) mod stride and every stride-th after it.
-    for jt in range((KERNEL[0] + STRIDE[0] - 1) // STRIDE[0]):
+    taps_t: tl.constexpr = (KERNEL[0] + STRIDE[0] - 1) // STRIDE[0]
+    taps_h: tl.constexpr = (KERNEL[1] + STRIDE[1] - 1) // STRIDE[1]
+    taps_w: tl.constexpr = (KERNEL[2] + STRIDE[2] - 1) // STRIDE[2]
+    for jt in range(taps_t):
         kt = (t + PADDING[0]) % STRIDE[0] + jt * STRIDE[0]
         out_t = (t + PADDING[0]) // STRIDE[0] - jt
         in_time = is_token & (kt < KERNEL[0]) & (out_t >= 0) & (out_t < OUT_GRID[0])
-        for jh in tl.static_range((KERNEL[1] + STRIDE[1] - 1) // STRIDE[1]):
+        for jh in tl.static_range(taps_h):
             kh = (h + PADDING[1]) % STRIDE[1] + jh * STRIDE[1]
             out_h = (h + PADDING[1]) // STRIDE[1] - jh
             in_rows = in_time & (kh < KERNEL[1]) & (out_h >= 0) & (out_h < OUT_GRID[1])
-            for jw in tl.static_range((KERNEL[2] + STRIDE[2] - 1) // STRIDE[2]):
+            for jw in tl.static_range(taps_w):
                 kw = (w + PADDING[2]) % STRIDE[2] + jw * STRIDE[2]
                 out_w = (w + PADDING[2]) // STRIDE[2] - jw
                 reached = in_rows & (kw < KERNEL[2]) & (out_w >= 0) & (out_w < OUT_GRID[2])
@@ -175,12 +178,14 @@ def _filter_grad_kernel(
     num_heads = tl.num_programs(2)
     num_taps: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     num_tokens: tl.constexpr = OUT_GRID[0] * OUT_GRID[1] * OUT_GRID[2]
+    kernel_h: tl.constexpr = KERNEL[1]
+    kernel_w: tl.constexpr = KERNEL[2]
     c = tl.arange(0, BLOCK_C)
     in_head = c < C
     x_ptr += head * C + NUM_CLASS * stride_n
     conv_grad_ptr += p.to(tl.int64) * num_streams * ((NUM_CLASS + num_tokens) * num_heads * C) + head * C
 
-    sums = (tl.zeros((TILE_N, BLOCK_C), tl.float32),) * (KERNEL[1] * KERNEL[2])
+    sums = (tl.zeros((TILE_N, BLOCK_C), tl.float32),) * (kernel_h * kernel_w)
     for step in range(NUM_STEPS):
         token = (chunk * NUM_STEPS + step) * TILE_N + tl.arange(0, TILE_N)
         stream, place = (token // num_tokens).to(tl.int64), token % num_tokens
@@ -195,10 +200,10 @@ def _filter_grad_kernel(
             other=0.0,
         ).to(tl.float32)
         added = ()
-        for kh in tl.static_range(KERNEL[1]):
+        for kh in tl.static_range(kernel_h):
             in_h = h * STRIDE[1] - PADDING[1] + kh
             in_rows = in_time & (in_h >= 0) & (in_h < GRID[1])
-            for kw in tl.static_range(KERNEL[2]):
+            for kw in tl.static_range(kernel_w):
                 in_w = w * STRIDE[2] - PADDING[2] + kw
                 seen = in_rows & (in_w >= 0) & (in_w < GRID[2])
                 in_place = stream * stride_b + ((in_t * GRID[1] + in_h) * GRID[2] + in_w) * stride_n
@@ -210,7 +215,7 @@ def _filter_grad_kernel(
 
     first_tap = (p * KERNEL[0] + kt) * KERNEL[1] * KERNEL[2]
     partial_ptr += (chunk * num_heads + head) * (NUM_POOLINGS * num_taps * C) + first_tap * C
-    for i in tl.static_range(KERNEL[1] * KERNEL[2]):
+    for i in tl.static_range(kernel_h * kernel_w):
         tl.store(partial_ptr + i * C + c, tl.sum(sums[i], axis=0), mask=in_head)
 
 

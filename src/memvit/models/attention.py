@@ -17,7 +17,7 @@ from memvit.kernels.frozen import frozen, stamp_of
 from memvit.kernels.linear import Linear
 from memvit.kernels.pooling import Pooling, pool_norm
 from memvit.models.config import MViTConfig, Size3
-from memvit.models.memory import Compress, LayerMemory, SlotMasks
+from memvit.models.layer_memory import Compress, LayerMemory, SlotMasks
 from memvit.models.plan import BlockPlan, conv_output_size
 from memvit.models.positions import KeyGrid, PositionTables, relative_positions, resize_table
 

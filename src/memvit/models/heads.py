@@ -11,7 +11,7 @@ from torchvision.ops import roi_align
 
 from memvit.kernels.attention import attention
 from memvit.models.config import HeadConfig, MemoryConfig, Size3
-from memvit.models.memory import LayerMemory, SlotMasks
+from memvit.models.layer_memory import LayerMemory, SlotMasks
 
 Logits = Tensor | tuple[Tensor, ...]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from memvit.kernels.frozen import thaw
 from memvit.kernels.linear import Linear, mlp
 from memvit.kernels.norm import add_layer_norm, layer_norm
 from memvit.models.attention import LAYER_NORM_EPS, PoolingAttention
@@ -18,7 +19,8 @@ from memvit.models.checkpointing import Recompute, parse_recompute, recomputed, 
 from memvit.models.config import MViTConfig, Size3
 from memvit.models.heads import BoxAttention, ClassHead, Logits, pad_boxes, pool_boxes, pool_clip, pool_frames
 from memvit.models.hub import HubModel
-from memvit.models.memory import LayerMemory, Memory, SlotMasks, empty_layer
+from memvit.models.layer_memory import LayerMemory, SlotMasks, empty_layer
+from memvit.models.memory import Memory
 from memvit.models.plan import BlockPlan, plan_blocks
 from memvit.models.positions import AbsolutePositions
 
@@ -215,6 +217,11 @@ class MeMViT(HubModel):
     def activation_checkpointing(self, value: bool | Recompute) -> None:
         self._recompute = parse_recompute(value)
 
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation, as for any module."""
+        thaw(self.parameters())
+        return super().train(mode)
+
     def forward_features(self, clips: Tensor, memory: Memory | None = None) -> tuple[Tensor, Memory]:
         """The normed tokens of a clip, for feature extraction and new heads.
 
@@ -304,6 +311,8 @@ class MeMViT(HubModel):
         if memory is None:
             memory = self._new_memory(clips.shape[0], grid)
         self._check_memory(memory, clips, grid)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            thaw(self.parameters())  # an optimiser will change them
 
         x = self.patch_embed(clips)
         if self.config.class_token:
@@ -331,7 +340,8 @@ class MeMViT(HubModel):
         head = self.config.head
         features = pool_boxes(tokens, grid, self.config.class_token, boxes, head)
         counts = [len(b) for b in boxes]
-        box_counts = torch.tensor([max(n, head.max_boxes) for n in counts], device=features.device)
+        # Filled, not copied, because a copy from the host would wait for the device.
+        box_counts = torch.stack([torch.full((), max(n, head.max_boxes), device=features.device) for n in counts])
         if not self.box_blocks:
             return features, [], box_counts
 

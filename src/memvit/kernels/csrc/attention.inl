@@ -134,17 +134,21 @@ struct Attention {
     multiply<MR, V>(acc, q, q_stride, panel, call.head_dim);
     const Vec scale = set1(call.scale * LOG2_E);
     for (int v = 0; v < V; v++) {
+      for (int r = 0; r < MR; r++) acc[r][v] = mul(acc[r][v], scale);
+      for (int64_t t = 0; t < call.num_terms; t++) {
+        const int64_t at = t * num_vectors + vector + v;
+        const float* own = values + value_starts[t];
+        const Picker picker(plan.index + at * W);
+        if (plan.offset[at] >= 0) {
+          own += plan.offset[at];
+          for (int r = 0; r < MR; r++) acc[r][v] = add(acc[r][v], picker.near(own + r * value_width));
+        } else {
+          for (int r = 0; r < MR; r++) acc[r][v] = add(acc[r][v], picker.far(own + r * value_width));
+        }
+      }
       const int64_t left = plan.num_keys - (vector + v) * W;
       for (int r = 0; r < MR; r++) {
-        Vec bias = set1(0);
-        for (int64_t t = 0; t < call.num_terms; t++) {
-          const int64_t at = t * num_vectors + vector + v;
-          const float* own = values + r * value_width + value_starts[t];
-          const int32_t* index = plan.index + at * W;
-          bias = add(bias, plan.offset[at] >= 0 ? pick(own + plan.offset[at], index) : gather(own, index));
-        }
-        Vec logit = fma(acc[r][v], scale, bias);
-        if (left < W) logit = first(left, logit, -__builtin_inff());
+        const Vec logit = left < W ? first(left, acc[r][v], -__builtin_inff()) : acc[r][v];
         store(out + r * KEY_BLOCK + v * W, logit);
         highest[r] = max(highest[r], logit);
       }
@@ -182,7 +186,7 @@ struct Attention {
       Vec sum = set1(0);
       float* row = scores + r * KEY_BLOCK;
       for (int64_t j = 0; j < n; j += W) {
-        Vec weight = exp2_of(sub(load(row + j), set1(top)));
+        Vec weight = exp2_of<sizeof(O) == 4>(sub(load(row + j), set1(top)));
         if (n - j < W) weight = first(n - j, weight, 0.f);
         sum = add(sum, weight);
         store(weights + r * KEY_BLOCK + j, weight);
@@ -276,7 +280,7 @@ static void plan_keys(const memvit_attention_call& call, const uint8_t* mask, in
         low = lanes[lane] < low ? lanes[lane] : low;
         high = lanes[lane] > high ? lanes[lane] : high;
       }
-      if (high < 0) low = 0;
+      if (high < W) low = 0;  // also where there are none
       const bool narrow = high - low < W;
       offset[t * num_vectors + vector] = narrow ? low : -1;
       for (int64_t lane = 0; narrow && lane < W; lane++)

@@ -57,24 +57,28 @@ static inline float max_of(Vec v) { return _mm512_reduce_max_ps(v); }
 static inline Vec first(int64_t n, Vec v, float other) {
   return _mm512_mask_mov_ps(set1(other), (__mmask16)((1u << n) - 1), v);
 }
-// out[lane] = p[index[lane]], 0 where index is negative; all indices lie in [0, W).
-static inline Vec pick(const float* p, const int32_t* index) {
-  Ints i = _mm512_loadu_si512(index);
-  return _mm512_maskz_permutexvar_ps(_mm512_cmpge_epi32_mask(i, _mm512_setzero_si512()), i, load(p));
-}
-// The same for indices of any size.
-static inline Vec gather(const float* p, const int32_t* index) {
-  Ints i = _mm512_loadu_si512(index);
-  __mmask16 some = _mm512_cmpge_epi32_mask(i, _mm512_setzero_si512());
-  return _mm512_mask_i32gather_ps(set1(0), some, i, p, 4);
-}
+// Takes p[index[lane]] for every lane, 0 where the index is negative.
+struct Picker {
+  Ints index;
+  __mmask16 some;
+  explicit inline Picker(const int32_t* p)
+      : index(_mm512_loadu_si512(p)), some(_mm512_cmpge_epi32_mask(index, _mm512_setzero_si512())) {}
+  // All indices are below W.
+  inline Vec near(const float* p) const { return _mm512_maskz_permutexvar_ps(some, index, load(p)); }
+  inline Vec far(const float* p) const { return _mm512_mask_i32gather_ps(set1(0), some, index, p, 4); }
+};
+// 2^x, to float32's accuracy if IsExact, else to that of bfloat16.
+template <bool IsExact>
 static inline Vec exp2_of(Vec x) {
   x = max(set1(-126.f), x);  // in this order what is not a number stays so
   Vec n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   Vec r = sub(x, n);
-  Vec p = fma(set1(1.5403530e-4f), r, set1(1.3333558e-3f));
-  p = fma(p, r, set1(9.6181291e-3f));
-  p = fma(p, r, set1(5.5504109e-2f));
+  Vec p = set1(5.5504109e-2f);
+  if constexpr (IsExact) {
+    p = fma(set1(1.5403530e-4f), r, set1(1.3333558e-3f));
+    p = fma(p, r, set1(9.6181291e-3f));
+    p = fma(p, r, set1(5.5504109e-2f));
+  }
   p = fma(p, r, set1(2.4022651e-1f));
   p = fma(p, r, set1(6.9314718e-1f));
   return _mm512_scalef_ps(fma(p, r, set1(1.f)), n);
@@ -117,23 +121,26 @@ static inline Vec first(int64_t n, Vec v, float other) {
   __m256i in = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), lanes);
   return _mm256_blendv_ps(set1(other), v, _mm256_castsi256_ps(in));
 }
-static inline Vec pick(const float* p, const int32_t* index) {
-  __m256i i = _mm256_loadu_si256((const __m256i*)index);
-  __m256i none = _mm256_cmpgt_epi32(_mm256_setzero_si256(), i);
-  return _mm256_andnot_ps(_mm256_castsi256_ps(none), _mm256_permutevar8x32_ps(load(p), i));
-}
-static inline Vec gather(const float* p, const int32_t* index) {
-  __m256i i = _mm256_loadu_si256((const __m256i*)index);
-  __m256 some = _mm256_castsi256_ps(_mm256_cmpgt_epi32(i, _mm256_set1_epi32(-1)));
-  return _mm256_mask_i32gather_ps(set1(0), p, i, some, 4);
-}
+struct Picker {
+  __m256i index;
+  __m256 some;
+  explicit inline Picker(const int32_t* p)
+      : index(_mm256_loadu_si256((const __m256i*)p)),
+        some(_mm256_castsi256_ps(_mm256_cmpgt_epi32(index, _mm256_set1_epi32(-1)))) {}
+  inline Vec near(const float* p) const { return _mm256_and_ps(some, _mm256_permutevar8x32_ps(load(p), index)); }
+  inline Vec far(const float* p) const { return _mm256_mask_i32gather_ps(set1(0), p, index, some, 4); }
+};
+template <bool IsExact>
 static inline Vec exp2_of(Vec x) {
   x = max(set1(-126.f), x);  // in this order what is not a number stays so
   Vec n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   Vec r = sub(x, n);
-  Vec p = fma(set1(1.5403530e-4f), r, set1(1.3333558e-3f));
-  p = fma(p, r, set1(9.6181291e-3f));
-  p = fma(p, r, set1(5.5504109e-2f));
+  Vec p = set1(5.5504109e-2f);
+  if constexpr (IsExact) {
+    p = fma(set1(1.5403530e-4f), r, set1(1.3333558e-3f));
+    p = fma(p, r, set1(9.6181291e-3f));
+    p = fma(p, r, set1(5.5504109e-2f));
+  }
   p = fma(p, r, set1(2.4022651e-1f));
   p = fma(p, r, set1(6.9314718e-1f));
   p = fma(p, r, set1(1.f));
