@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.precision import MixedPrecision
 
+from memvit.cli import main
 from memvit.datasets.clips import Batch
+from memvit.training.averaging import WeightAverage
+from memvit.training.checkpoints import read_checkpoint
 from memvit.training.data import AvaData
 from memvit.training.module import VideoClassifier
 from memvit.training.optimization import OptimizerOptions
@@ -74,9 +78,10 @@ def test_memory_is_carried_on_and_forgotten_where_videos_start(dataset: Path, tm
     assert set(module._memories) == {"train"}  # validation has its own, and it is gone
 
 
-def test_recomputed_activations_give_the_same_gradients(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", [True, "mlp", "selective"])
+def test_recomputed_activations_give_the_same_gradients(dataset: Path, tmp_path: Path, policy: Any) -> None:
     gradients = []
-    for recompute in (False, True):
+    for recompute in (False, policy):
         module = tiny_module(options=TINY_OPTIONS, activation_checkpointing=recompute)
         watch = _fit(tmp_path, dataset, module, max_steps=3)
         gradients.append(watch.gradients)
@@ -104,8 +109,20 @@ def test_a_loss_that_is_no_number_names_the_clips(dataset: Path, tmp_path: Path)
             if batch.step == 2:
                 pl_module.network.head.projection.bias.data.fill_(math.nan)
 
-    with pytest.raises(ValueError, match=r"not a number at epoch 0, step 2 \(clips: train\d\.mp4 at \d\.\d\d s, train"):
+    says = r"not a number at epoch 0, step 2 \(clips: train\d\.mp4 at \d\.\d\d s, train"
+    with pytest.raises(ValueError, match=says):
         _fit(tmp_path, dataset, tiny_module(), Break(), max_steps=5)
+    with pytest.raises(ValueError, match=says):  # the last step, which none comes after
+        _fit(tmp_path, dataset, tiny_module(), Break(), max_steps=3, limit_val_batches=0)
+
+
+def test_weights_that_a_loss_has_broken_are_not_saved(config: Path, tmp_path: Path) -> None:
+    every_step = ["--run.checkpoint_every_n_steps=1", "--trainer.callbacks+=training.tiny_data.BreakAt"]
+    assert main(["fit", "--config", str(config), *every_step, "--trainer.callbacks.step=4"]) == 1
+    (run,) = (tmp_path / "runs" / "tiny").iterdir()
+    saved = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert saved["global_step"] == 4
+    assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
 
 
 def test_frames_and_several_heads_are_learnt(dataset: Path, tmp_path: Path) -> None:
@@ -162,7 +179,7 @@ def test_the_average_of_the_weights_is_what_is_validated(dataset: Path, tmp_path
         def on_validation_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
             self.validated = pl_module.network.head.projection.weight.detach().clone()
 
-    keep, average = Keep(), EMAWeightAveraging(decay=0.9)
+    keep, average = Keep(), WeightAverage(0.9)
     module = tiny_module()
     _fit(tmp_path, dataset, module, average, keep, max_epochs=1, max_steps=-1)
     assert not torch.equal(keep.raw, keep.validated)
@@ -179,6 +196,41 @@ def test_accumulated_batches_make_one_step(dataset: Path, tmp_path: Path) -> Non
 def test_mixed_precision_trains(dataset: Path, tmp_path: Path) -> None:
     watch = _fit(tmp_path, dataset, tiny_module(), max_steps=3, precision="bf16-mixed")
     assert all(math.isfinite(loss) for loss in watch.losses)
+
+
+@pytest.mark.parametrize(("clip", "fused"), [(0.01, False), (0.0, True)])
+def test_scaled_gradients_are_clipped_where_they_are_unscaled(
+    dataset: Path, tmp_path: Path, clip: float, fused: bool
+) -> None:
+    module, watch = tiny_module(), Watch()
+    trainer = tiny_trainer(tmp_path, watch, max_steps=2, gradient_clip_val=clip)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256)
+    trainer.strategy._precision_plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    trainer.fit(module, datamodule=tiny_data(dataset))
+    assert bool(trainer.optimizers[0].defaults["fused"]) == fused
+    left = torch.stack([p.grad.norm() for p in module.parameters() if p.grad is not None]).norm().item()
+    unclipped = torch.stack([gradient.norm() for gradient in watch.gradients.values()]).norm().item()
+    assert left == pytest.approx(unclipped / 256 if fused else clip, rel=1e-3)  # fused: the step itself unscales
+    assert all(math.isfinite(loss) for loss in watch.losses)
+
+
+def test_a_compiled_training_computes_the_same(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = _fit(tmp_path, dataset, tiny_module())
+    options: list[dict[str, Any]] = []
+
+    def without_compiler(model: Any, **given: Any) -> Any:
+        options.append(given)
+        return torch._dynamo.optimize("aot_eager", dynamic=given.get("dynamic"), nopython=True)(model)
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", without_compiler)
+    module = tiny_module(compile=True)
+    compiled = _fit(tmp_path, dataset, module, data={"val_batch_size": 1})
+    assert compiled.losses == pytest.approx(plain.losses, abs=1e-5)
+    for name, gradient in plain.gradients.items():
+        assert torch.allclose(gradient, compiled.gradients[name], atol=1e-5), name
+    assert {"dynamic": False} in options
+    assert not any("orig_mod" in name for name in module.state_dict())
 
 
 def test_the_frozen_stay_as_they_are(dataset: Path, tmp_path: Path) -> None:

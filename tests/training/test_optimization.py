@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import copy
 import math
+from typing import Literal
 
 import pytest
 import torch
 from torch import nn
 
 import memvit
+import memvit.kernels
 from memvit.training.optimization import (
     OptimizerOptions,
     build_optimizer,
@@ -93,3 +96,42 @@ def test_a_pattern_that_cannot_be_meant_is_an_error(pattern: str, says: str) -> 
 def test_impossible_options_name_the_field() -> None:
     with pytest.raises(ValueError, match=r"optimizer\.min_lr=1 must be between 0 and optimizer\.lr"):
         OptimizerOptions(min_lr=1)
+
+
+def _steps(optimizer: torch.optim.Optimizer, model: nn.Module, seeds: range) -> None:
+    for seed in seeds:
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_fused_optimiser_does_the_same_and_takes_over_from_one_that_is_not(name: Literal["adamw", "sgd"]) -> None:
+    models = []
+    for ways in ((False, False), (True, True), (False, True), (True, False)):
+        torch.manual_seed(0)
+        model, state = memvit.MeMViT(small_config()), None
+        for part, fused in enumerate(ways):  # the second goes on from the checkpoint of the first
+            optimizer = build_optimizer(model, OptimizerOptions(name=name, lr=0.01), fused=fused)
+            if state is not None:
+                optimizer.load_state_dict(state)
+            assert {bool(group["fused"]) for group in optimizer.param_groups} == {fused}
+            _steps(optimizer, model, range(3 * part, 3 * part + 3))
+            state = copy.deepcopy(optimizer.state_dict())
+        models.append(model)
+    for other in models[1:]:
+        for (key, a), b in zip(models[0].named_parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_what_follows_from_weights_follows_them_after_a_fused_step() -> None:
+    model = memvit.MeMViT(small_config()).eval()
+    clips = torch.randn(1, 3, 4, 32, 32)
+    optimizer = build_optimizer(model, OptimizerOptions(lr=0.1))
+    for seed in range(2):
+        _steps(optimizer, model, range(seed, seed + 1))
+        with torch.no_grad():
+            fast = model(clips)[0]
+            with memvit.kernels.reference_kernels():
+                torch.testing.assert_close(fast, model(clips)[0], rtol=1e-3, atol=1e-4)

@@ -66,6 +66,14 @@ class InterruptAt(KillAt):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+class BreakAt(KillAt):
+    """Breaks the weights there."""
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.lightning_module.network.head.projection.bias.data.fill_(float("nan"))  # type: ignore[union-attr]
+
+
 class FailAt(KillAt):
     """Raises an error there, for tests that do without a second process."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
@@ -20,6 +20,7 @@ import memvit.training.epic_kitchens
 import memvit.training.kinetics  # noqa: F401 - the data modules are found by their names
 from memvit.cli import TRAINING_COMMANDS
 from memvit.commands.terminal import say
+from memvit.training.averaging import WeightAverage
 from memvit.training.checkpoints import FOLDER, SECTION, AtomicCheckpointIO, Checkpoints, check_same, read_checkpoint
 from memvit.training.data import VideoData
 from memvit.training.journal import FILE as JOURNAL_FILE
@@ -211,7 +212,7 @@ class TrainingCLI(LightningCLI):
         if not config["fast_dev_run"]:
             callbacks += [Announcement(self.folder), JournalCallback(self.folder, carried_over)]
         if options.ema_decay is not None:
-            callbacks.append(EMAWeightAveraging(decay=options.ema_decay))
+            callbacks.append(WeightAverage(options.ema_decay))
         if config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
             callbacks.append(Checkpoints(self.folder / FOLDER, options.checkpoint_every_n_steps, options.monitor))
         return callbacks

@@ -226,7 +226,9 @@ class VideoData(LightningDataModule):
         return self._loader("test", self.val_batch_size)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Moves a batch without waiting for the copy."""
+        """Moves a batch without waiting for the copy, nor for what the GPU has to do before it."""
+        if device.type == "cuda":
+            batch = batch.pin_memory()
         return batch.to(device, non_blocking=True)
 
     def _loader(self, split: Split, batch_size: int) -> StreamLoader:

@@ -11,7 +11,9 @@ from typing import Any, TextIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
+from memvit.training.late import LateValues
 from memvit.training.module import VideoClassifier
 
 FILE = "metrics.csv"
@@ -95,6 +97,9 @@ def _text(value: Any) -> Any:
 class JournalCallback(Callback):
     """Writes the loss and the learning rate of every step, and the metrics of every validation.
 
+    A step is written when the next one has been computed, so that a GPU need not be waited for; those of a checkpoint are
+    written before it, so that what is in the checkpoint is in the journal.
+
     Args:
         folder: of the run.
         carried_over: the journal of the run that is continued in another folder; its rows are taken over.
@@ -104,6 +109,7 @@ class JournalCallback(Callback):
         self.folder = folder
         self.carried_over = carried_over
         self._journal: Journal | None = None
+        self._losses: LateValues[tuple[dict[str, Any], float]] = LateValues()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens the journal, without what came after the checkpoint."""
@@ -121,28 +127,38 @@ class JournalCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Writes a step; before its checkpoint, so that what is in the checkpoint is in the journal."""
+        """Notes a step, and writes the one before."""
         if self._journal is None:
             return
         values = trainer.callback_metrics
-        self._journal.write(
-            {
-                "step": trainer.global_step,
-                "epoch": batch.epoch,
-                "batch": batch.step,
-                "train/loss": float(values["train/loss"]),
-                "train/lr": float(values["train/lr"]),
-            }
-        )
+        row = {"step": trainer.global_step, "epoch": batch.epoch, "batch": batch.step}
+        lr = float(values["train/lr"])  # which is on the CPU
+        self._write(self._losses.put((row, lr), values["train/loss"]))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Writes the steps that are in the checkpoint."""
+        self._write(self._losses.flush())
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Writes the last step of a training that was interrupted."""
+        if isinstance(exception, KeyboardInterrupt):  # after anything else the GPU may not answer
+            self._write(self._losses.flush())
+
+    def _write(self, steps: list[tuple[tuple[dict[str, Any], float], Tensor]]) -> None:
+        if self._journal is not None:
+            for (row, lr), loss in steps:
+                self._journal.write({**row, "train/loss": float(loss), "train/lr": lr})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what a validation measured."""
         if self._journal is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
+        self._write(self._losses.flush())
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         self._journal.write({"step": trainer.global_step, "epoch": trainer.current_epoch, **values})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes the journal."""
+        """Writes the last step and closes the journal."""
+        self._write(self._losses.flush())
         if self._journal is not None:
             self._journal.close()

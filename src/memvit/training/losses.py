@@ -20,8 +20,8 @@ def labels_of(batch: Batch) -> tuple[Tensor, ...]:
         times of clips, or boxes, in the order of the model's logits.
     """
     if batch.boxes is not None:
-        counts = torch.tensor([len(boxes) for boxes in batch.boxes], device=batch.present.device)
-        present = batch.present.repeat_interleave(counts)
+        # Not by repeat_interleave, whose counts would have to be copied to a GPU and waited for.
+        present = torch.cat([p.expand(len(boxes)) for p, boxes in zip(batch.present, batch.boxes, strict=True)])
     else:
         present = batch.present
     masked = []

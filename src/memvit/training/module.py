@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from memvit.datasets.ava import AvaDataset
 from memvit.datasets.clips import Batch, GroupedDataset
 from memvit.datasets.streams import draws
+from memvit.models.checkpointing import Recompute, parse_recompute
 from memvit.models.config import MViTConfig
 from memvit.models.heads import Logits
 from memvit.models.memory import Memory
@@ -25,6 +26,7 @@ from memvit.training.data import VideoData
 from memvit.training.evaluation import Evaluation
 from memvit.training.groups import GroupScores
 from memvit.training.keyframes import KeyframeDetections
+from memvit.training.loss_check import LossCheck
 from memvit.training.losses import items_of, labels_of, summed_loss
 from memvit.training.optimization import OptimizerOptions, build_optimizer, build_schedule, freeze
 from memvit.training.views import clip_views
@@ -38,6 +40,9 @@ _FROM_DATA = ("num_classes", "task", "activation", "class_names", "head_names", 
 
 class VideoClassifier(LightningModule):
     """Learns to classify clips, their token times, or boxes in them, reading each stream of clips with its memory.
+
+    A step never waits for a GPU: its loss is looked at when the next step has been asked for, so a loss that is no number ends
+    the training one step late, and always before a checkpoint is written.
 
     The loss is normalised by the number of labelled items over all processes, per head, and the heads' means are added up;
     so processes that share a batch compute the gradients that one would. A step in which nothing is labelled has gradients
@@ -56,9 +61,11 @@ class VideoClassifier(LightningModule):
             as of `memvit.create_model`; random weights where left out.
         optimizer: how the weights are trained.
         label_smoothing: share of the label that is spread over all classes.
-        activation_checkpointing: computes activations again in the backward pass instead of keeping them: less GPU memory,
-            more time, the same gradients.
-        compile: compiles the model with torch.compile: slow to start, then faster on a GPU.
+        activation_checkpointing: what is computed again in the backward pass instead of being kept: less GPU memory, more
+            time, the same gradients. none; mlp: what is inside the MLPs; selective: all but the results of linear layers and
+            attention; blocks, or true: everything inside the blocks.
+        compile: compiles the model with torch.compile: slow to start, then faster on a GPU. Training steps are compiled for
+            their shapes alone, whatever sizes are validated with.
         predictions: CSV file that `memvit test` writes its predictions to.
         detections: CSV file that `memvit test` writes the scores of boxes to, in the form of AVA's evaluation; a table and
             a picture of the classes follow beside it.
@@ -75,7 +82,7 @@ class VideoClassifier(LightningModule):
         weights: str | None = None,
         optimizer: OptimizerOptions = OptimizerOptions(),  # noqa: B008 - frozen
         label_smoothing: float = 0.0,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: bool | Recompute = False,
         compile: bool = False,
         predictions: str | None = None,
         detections: str | None = None,
@@ -97,7 +104,7 @@ class VideoClassifier(LightningModule):
         self.weights = weights
         self.optimizer_options = optimizer
         self.label_smoothing = label_smoothing
-        self.activation_checkpointing = activation_checkpointing
+        self.activation_checkpointing = parse_recompute(activation_checkpointing)
         self.compile_network = compile
         self.predictions = predictions
         self.detections = detections
@@ -106,6 +113,7 @@ class VideoClassifier(LightningModule):
         self.test_crops = test_crops
         self.resumes = False  # weights come from a checkpoint
         self.network: MeMViT | None = None
+        self._train_network: Callable[..., tuple[Logits, Memory]] | None = None
         self.weights_report: WeightsReport | None = None
         self.frozen: list[str] = []
         self.failures: Counter[str] = Counter()
@@ -114,6 +122,7 @@ class VideoClassifier(LightningModule):
         self.mean: Tensor
         self.std: Tensor
         self._memories: dict[str, Memory | None] = {}
+        self._loss_check = LossCheck()
         self._saved_memory: dict[str, Tensor] | None = None
 
     @property
@@ -168,6 +177,9 @@ class VideoClassifier(LightningModule):
         network.activation_checkpointing = self.activation_checkpointing
         if self.compile_network:
             network.compile()
+            # On its own, so that sizes seen in validation do not make its shapes symbolic; boxes differ in number anyway.
+            dynamic = None if config.head.task == "boxes" else False
+            self._train_network = torch.compile(network.forward, dynamic=dynamic)
         self.network = network
         multi_label = config.head.activation == "sigmoid"
         self.val_evaluation = Evaluation(config.head.num_classes, multi_label)
@@ -183,7 +195,10 @@ class VideoClassifier(LightningModule):
         total_steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(total_steps):
             raise ValueError("the schedule needs to know its end: give --trainer.max_epochs or --trainer.max_steps")
-        optimizer = build_optimizer(self.network, self.optimizer_options)
+        # With a scaler, fused optimisers unscale gradients themselves: too late for them to be clipped before.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        fused = not (scaled and self.trainer.gradient_clip_val)
+        optimizer = build_optimizer(self.network, self.optimizer_options, fused=fused)
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         schedule = build_schedule(optimizer, self.optimizer_options, steps_per_epoch, int(total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -209,7 +224,8 @@ class VideoClassifier(LightningModule):
     def _recognise(self, clips: Tensor, boxes: list[Tensor] | None, starts: Tensor, role: str) -> Logits:
         assert self.network is not None
         memory = self._memory_for(role, clips).forget(starts)
-        logits, self._memories[role] = self.network(clips, memory, boxes=boxes)
+        network = self._train_network if role == "train" and self._train_network is not None else self.network
+        logits, self._memories[role] = network(clips, memory, boxes=boxes)
         return logits
 
     def _mean_logits(self, logits: Sequence[Tensor]) -> Tensor:
@@ -249,36 +265,29 @@ class VideoClassifier(LightningModule):
         losses, counts = self._sum_over_processes(local).chunk(2)
         counts = counts.clamp(min=1)
         mean = (losses / counts).sum()
-        if not torch.isfinite(mean):
-            raise ValueError(self._where_it_broke(batch, local))
+        self._loss_check.add(batch, mean, local)
         self.log("train/loss", mean, prog_bar=True, batch_size=len(batch))
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[-1]["lr"], batch_size=len(batch))
+        lr = torch.tensor(self.trainer.optimizers[0].param_groups[-1]["lr"])  # stays on the CPU
+        self.log("train/lr", lr, batch_size=len(batch))
         self.data.trained(batch, self.trainer.num_training_batches)
         # Gradients are averaged over processes: times their number makes that a sum.
         total = sum(loss / count for (loss, _), count in zip(sums, counts, strict=True))
         return total * self.trainer.world_size
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
-        summed = self.trainer.strategy.reduce(values.clone(), reduce_op="sum")
-        assert isinstance(summed, Tensor)
+        if self.trainer.world_size == 1:
+            return values
+        summed = values.clone()
+        torch.distributed.all_reduce(summed)  # the strategy's `reduce` has all processes wait for one another before
         return summed
 
-    def _where_it_broke(self, batch: Batch, local: Tensor) -> str:
-        """What to tell of a loss that is no number; every process gets here at once."""
-        clips = [f"{name} at {start:.2f} s" for name, start in zip(batch.videos, batch.start_s, strict=True) if name]
-        mine = clips if not torch.isfinite(local).all() else []
-        everyone: list[list[str]] = [mine]
-        if self.trainer.world_size > 1:
-            everyone = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(everyone, mine)
-        shown = ", ".join(clip for clips in everyone for clip in clips)
-        return (
-            f"the loss is not a number at epoch {batch.epoch}, step {batch.step} (clips: {shown}); lower --optimizer.lr, "
-            "clip gradients with --trainer.gradient_clip_val, use bf16-mixed instead of 16-mixed, or look at those clips"
-        )
+    def on_train_end(self) -> None:
+        """Looks at the last loss."""
+        self._loss_check.finish()
 
     def on_validation_epoch_start(self) -> None:
         """Starts with empty memories."""
+        self._loss_check.finish()
         self._begin("val")
 
     def on_test_epoch_start(self) -> None:
@@ -371,7 +380,12 @@ class VideoClassifier(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the training is and every process's memory; all processes come here."""
+        """Adds what the training is and every process's memory; all processes come here.
+
+        Raises:
+            ValueError: the last loss is no number.
+        """
+        self._loss_check.finish()
         memory = self._memories.get("train")
         mine = None if memory is None else {name: tensor.cpu() for name, tensor in memory.state_dict().items()}
         everyone: list[Any] = [mine]

@@ -11,12 +11,16 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.autograd.graph import increment_version
 from torch.optim.lr_scheduler import LambdaLR
 
 logger = logging.getLogger(__name__)
 
 # Parameters that say where something is or stand for the whole clip: pulling them to zero would erase what they say.
 _NO_DECAY = re.compile(r"(^|\.)(rel_pos\w*|positions\.\w+|cls_token)$")
+
+# Where PyTorch has fused AdamW and SGD in every version that we support.
+_FUSED_DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,41 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
     return [name for name in names if name in frozen]
 
 
-def build_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
-    """The optimiser of a model's trainable parameters, one group per depth and kind."""
+def build_optimizer(model: nn.Module, options: OptimizerOptions, *, fused: bool = True) -> torch.optim.Optimizer:
+    """The optimiser of a model's trainable parameters, one group per depth and kind.
+
+    Args:
+        model: where it will be trained: on its device.
+        fused: update all parameters of a group in one kernel where PyTorch has one for their device, otherwise several
+            parameters at a time or one by one, as PyTorch sees fit. A checkpoint of either goes on with the other.
+    """
     groups = parameter_groups(model, options)
+    fused = fused and all(p.device.type in _FUSED_DEVICES for group in groups for p in group["params"])
+    how = {"fused": True} if fused else {}
+    optimizer: torch.optim.Optimizer
     if options.name == "sgd":
         nesterov = options.nesterov and options.momentum > 0
-        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov)
-    return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas)
+        optimizer = torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov, **how)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, **how)
+    optimizer.register_load_state_dict_pre_hook(_keep_implementation)
+    if fused:
+        optimizer.register_step_post_hook(_note_change)
+    return optimizer
+
+
+def _keep_implementation(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """How a step is computed is this training's matter, not the checkpoint's."""
+    own = {name: optimizer.defaults[name] for name in ("fused", "foreach")}
+    return {**state, "param_groups": [{**group, **own} for group in state["param_groups"]]}
+
+
+def _note_change(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Tells PyTorch that the parameters have changed, which its fused kernels do not.
+
+    What is kept as long as parameters do not change (`memvit.kernels.frozen`) would outlive them otherwise.
+    """
+    increment_version([p for group in optimizer.param_groups for p in group["params"]])
 
 
 def parameter_groups(model: nn.Module, options: OptimizerOptions) -> list[dict[str, Any]]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from memvit.training.late import LateValues
 
 LINE_EVERY_S = 30.0
 
@@ -63,6 +68,8 @@ class TrainingProgress(ProgressBar):
         self._task: TaskID | None = None
         self._last_line = time.monotonic()
         self._num_clips = 0
+        self._numbers: LateValues[None] = LateValues()  # loss and number of clips of a step
+        self._loss = math.nan
 
     def disable(self) -> None:
         """Shows nothing from now on."""
@@ -90,15 +97,17 @@ class TrainingProgress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Shows a step."""
-        self.speed.count(int(batch.present.sum()) * trainer.world_size)
+        loss = trainer.callback_metrics["train/loss"]
+        arrived = self._numbers.put(None, torch.stack([loss, batch.present.sum().to(loss.dtype)]))
+        self._note(arrived, trainer.world_size)
         last = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         name = f"epoch {batch.epoch + 1}" + (f"/{last}" if last else "")
-        loss = float(trainer.callback_metrics["train/loss"])
-        detail = f"loss {loss:.4f}  {self.speed.recent:.1f} clips/s"
+        detail = f"loss {self._loss:.4f}  {self.speed.recent:.1f} clips/s" if arrived else ""
         self._show(name, batch.step + 1, self.total_train_batches, detail)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the bar away."""
+        self._note(self._numbers.flush(), trainer.world_size)
         self._end()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -153,6 +162,15 @@ class TrainingProgress(ProgressBar):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Takes the bar away before the error is shown."""
         self._end()
+
+    def _note(self, arrived: list[tuple[None, Tensor]], world_size: int) -> None:
+        if not arrived:
+            return
+        num_clips = 0
+        for _, numbers in arrived:
+            self._loss, present = numbers.tolist()
+            num_clips += int(present) * world_size
+        self.speed.count(num_clips)
 
     def _start_evaluation(self) -> None:
         self._begin()
