@@ -14,6 +14,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
 
 import memvit
+from memvit.commands.benchmark import benchmark
 from memvit.commands.convert import convert
 from memvit.commands.cost import cost
 from memvit.commands.data import check, make
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., int] | Group] = {
     "detect": detect,
     "info": info,
     "cost": cost,
+    "benchmark": benchmark,
     "convert": convert,
     "demo": demo,
     "data": Group("Check your annotated videos, or make some to try things with.", {"check": check, "make": make}),

@@ -15,7 +15,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,49 +24,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from memvit.benchmarks.peak_memory import PeakMemory
 from memvit.models.zoo import create_model
 
 LENGTHS = (1, 2, 4, 8, 16, 32)
 WAYS = ("pipelined", "joint")
 NUM_ROUNDS = 2
 NUM_STEPS = 4
-
-
-def resident_bytes() -> int:
-    """Memory of this process that is in RAM (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-class PeakMemory:
-    """Samples the memory of this process while something runs; on a GPU, PyTorch counts exactly.
-
-    Args:
-        device: where the work is done.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.bytes = 0
-
-    def __enter__(self) -> PeakMemory:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            return self
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-        return self
-
-    def _sample(self) -> None:
-        while not self._done.wait(0.001):
-            self.bytes = max(self.bytes, resident_bytes())
-
-    def __exit__(self, *_: object) -> None:
-        if self.device.type == "cuda":
-            self.bytes = torch.cuda.max_memory_allocated()
-            return
-        self._done.set()
-        self._thread.join()
 
 
 def measure(model_name: str, way: str, length: int, batch_size: int, device_name: str) -> dict[str, float]:
