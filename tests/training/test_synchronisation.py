@@ -145,7 +145,7 @@ def _train(config: MViTConfig, num_boxes: tuple[int, ...] | None = None) -> tupl
         module = Logged(network)
         for step in range(2):
             # What the step before has left for the CPU is there by now, and no business of the GPU any more.
-            module._loss_check.finish()
+            module._loss_check._losses.flush()
             loss = module.training_step(_batch(config, step, num_boxes), step)
             assert loss.requires_grad  # autograd itself would need a real GPU
             for parameter in network.parameters():
