@@ -3,12 +3,13 @@ from __future__ import annotations
 import http.server
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
 import pytest
 import torch
+import torch._inductor.config
 
 import memvit
 from commands.conftest import Run
@@ -172,6 +173,30 @@ def test_the_table_shows_the_action_first_and_how_far_ahead_it_is(run: Run, monk
     assert out.index(result.top_action) < out.index(f"verb: {result.top[0]}") < out.index(f"noun: {result.top[1]}")
     about_s = [record.about_s for record in read_predictions("out/ok")]
     assert about_s == pytest.approx([i * 16 / 30 + 0.4 + 1.5 for i in range(6)], abs=1e-6)
+
+
+def test_a_compiled_model_says_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile = torch.compile
+    calls: list[str] = []
+
+    def compile_fast(step: Callable[..., object], *, backend: str, **options: object) -> object:
+        calls.append(backend)
+        return compile(step, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", compile_fast)
+    assert run("predict", "data/ok.mp4", "data/one.mp4", *MODEL)[0] == 0
+    expected = [Path(f"out/{name}/predictions.csv").read_text() for name in ("ok", "one")]
+    assert run("predict", "data/ok.mp4", "data/one.mp4", *MODEL, "--compile")[0] == 0
+    assert calls == ["inductor"]  # once for all videos
+    assert [Path(f"out/{name}/predictions.csv").read_text() for name in ("ok", "one")] == expected
+
+
+def test_compiling_without_a_compiler_is_one_line(run: Run) -> None:
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        code, _, err = run("predict", "data/ok.mp4", *MODEL, "--compile")
+    assert code == 1
+    assert "install g++" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from memvit.commands.models import ChosenModel, choose_device, choose_dtype, choose_model
+from memvit.commands.predict import share_cores
 from memvit.commands.terminal import stderr_console
 
 NUM_AVA_ACTIONS = 80
@@ -78,6 +79,7 @@ def detect(
         sampling_rate: a clip takes every so-many-th frame. Left out: the model's own.
         image_fps: images per second of folders of images.
     """
+    share_cores()
     from pathlib import Path
 
     from memvit.commands.batch import Batch, Reading

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Literal
 
 from memvit.commands.models import choose_device, choose_dtype, choose_model
@@ -29,6 +31,7 @@ def predict(
     drop: Literal["oldest", "none"] = "oldest",
     max_duration: float | None = None,
     max_attempts: int = 5,
+    compile: bool = False,
 ) -> int:
     """Recognise what happens in videos, or what is coming, clip by clip, with memory.
 
@@ -64,7 +67,9 @@ def predict(
         drop: when the model is slower than a live source, drop the oldest waiting frames, or none and fall behind.
         max_duration: stop live sources after so many seconds.
         max_attempts: give up on a live source after so many failed connections in a row. 0: its first end is its end.
+        compile: compile the model first, with CUDA graphs on a GPU. This takes a minute or more, and needs a C++ compiler.
     """
+    share_cores()
     from pathlib import Path
 
     from memvit.commands.batch import Batch, Reading
@@ -94,13 +99,16 @@ def predict(
         head_names = None
     chosen.model.to(target)
 
-    def new_recognizer() -> OnlineRecognizer:
-        return OnlineRecognizer(chosen.model, fps, sampling_rate, stride, dtype=number_format)
+    # One stream at a time: a wrong rate, or a model of boxes, is wrong for every video.
+    recognizer = OnlineRecognizer(
+        chosen.model, fps, sampling_rate, stride, dtype=number_format, max_batch_size=1, compile=compile
+    )
+    if compile:
+        recognizer.warm_up()
+    clip_s = recognizer.grid.num_frames * recognizer.grid.period_s
 
     def recognise(_: str, video: VideoSource, folder: Path, show: OnProgress) -> VideoResult:
-        recognizer = new_recognizer()
-        if isinstance(video, LiveSource):  # one that was away begins a new clip
-            recognizer.max_gap_s = recognizer.grid.num_frames * recognizer.grid.period_s
+        recognizer.max_gap_s = clip_s if isinstance(video, LiveSource) else None  # one that was away begins a new clip
         return predict_video(
             recognizer,
             video,
@@ -114,5 +122,13 @@ def predict(
             on_progress=show,
         )
 
-    new_recognizer()  # a wrong rate, or a model of boxes, is wrong for every video
     return batch.run(sources, root, Reading(start, end, image_fps, drop, max_attempts), chosen, recognise)
+
+
+def share_cores() -> None:
+    """Leaves to decoding the time that the model's threads would spend spinning while they wait for one another.
+
+    OpenMP reads this as it is loaded, with PyTorch: nothing happens where that is done, or where the user has chosen.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

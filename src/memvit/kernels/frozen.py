@@ -5,12 +5,12 @@ Packed weights, tables by position, filters in another layout: at inference they
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 T = TypeVar("T")
 
@@ -18,8 +18,9 @@ Stamp = tuple[tuple[int, int, int], ...]
 
 _MAX_KEPT = 8  # per tensor: clip sizes and dtypes in use at a time
 
-_kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
-_num_thaws: WeakIdKeyDictionary = WeakIdKeyDictionary()
+# By the first parameter's id, which a weak reference guards; PyTorch's own weak dictionaries cost microseconds a look.
+_kept: dict[int, tuple[weakref.ref[Tensor], dict[Hashable, tuple[Any, Any, Any]]]] = {}
+_num_thaws: dict[int, int] = {}
 
 
 def frozen(parameters: Sequence[Tensor], key: Hashable, make: Callable[[], T]) -> T:
@@ -36,7 +37,7 @@ def frozen(parameters: Sequence[Tensor], key: Hashable, make: Callable[[], T]) -
     stamp = None if torch.is_grad_enabled() else stamp_of(parameters)
     if stamp is None:
         return make()
-    kept: dict[Hashable, tuple[Any, Any, Any]] = _kept.setdefault(parameters[0], {})
+    kept = _kept_with(parameters[0])
     if key in kept and kept[key][0] == stamp:
         return kept[key][2]
     if len(kept) >= _MAX_KEPT:
@@ -51,7 +52,7 @@ def stamp_of(parameters: Sequence[Tensor]) -> Stamp | None:
     """Tells parameters from what they were or will be; None where that is not known (see `frozen`)."""
     if torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
         return None
-    return tuple((p.data_ptr(), p._version, _num_thaws.get(p, 0)) for p in parameters)
+    return tuple([(p.data_ptr(), p._version, _num_thaws.get(id(p), 0)) for p in parameters])
 
 
 def thaw(parameters: Iterable[Tensor]) -> None:
@@ -61,4 +62,13 @@ def thaw(parameters: Iterable[Tensor]) -> None:
     gradients, and when it is switched between training and evaluation.
     """
     for p in parameters:
-        _num_thaws[p] = _num_thaws.get(p, 0) + 1
+        _num_thaws[id(p)] = _num_thaws.get(id(p), 0) + 1
+
+
+def _kept_with(parameter: Tensor) -> dict[Hashable, tuple[Any, Any, Any]]:
+    number = id(parameter)
+    entry = _kept.get(number)
+    if entry is None or entry[0]() is not parameter:
+        entry = weakref.ref(parameter, lambda _: _kept.pop(number, None)), {}
+        _kept[number] = entry
+    return entry[1]

@@ -77,8 +77,10 @@ def pool_norm(x: Tensor, grid: Size3, poolings: Sequence[Pooling], *, num_class:
         return []
     parameters = [t for p in poolings for t in (p.weight, p.norm_weight, p.norm_bias)]
     if not use_reference():
-        if _cpu_kernel_takes(x, grid, poolings, parameters, dtype):
-            return _pool_on_cpu(x, grid, poolings, parameters, num_class, dtype)
+        if dtype in (torch.float32, torch.bfloat16) and cpu.can_run(x, *parameters):
+            plan = frozen(parameters, ("pool_norm", grid, cpu.lanes()), lambda: _make_plan(grid, poolings))
+            if plan is not None:
+                return _cpu_pool_norm(x, list(grid), *plan, poolings[0].eps, num_class, dtype)
         cast = x.to(dtype) if x.is_cuda else x
         if triton_pooling.can_pool(cast, poolings):
             return triton_pooling.triton_pool_norm(cast, grid, poolings, num_class=num_class)
@@ -124,42 +126,32 @@ def _trains_in_low_precision(volume: Tensor) -> bool:
     return torch.is_autocast_enabled("cpu") or volume.dtype != torch.float32
 
 
-def _cpu_kernel_takes(
-    x: Tensor, grid: Size3, poolings: Sequence[Pooling], parameters: Sequence[Tensor], dtype: torch.dtype
-) -> bool:
-    if not cpu.can_run(x, *parameters) or dtype not in (torch.float32, torch.bfloat16):
-        return False
-    starts = [tuple((n - 1) // s + 1 for n, s in zip(grid, pooling.stride, strict=True)) for pooling in poolings]
-    alike = all(p.weight.shape[0] == poolings[0].weight.shape[0] and p.eps == poolings[0].eps for p in poolings)
-    whole = all(start == pooling.output_grid(grid) for start, pooling in zip(starts, poolings, strict=True))
-    return alike and whole and poolings[0].weight.shape[0] % cpu.lanes() == 0
+class _Plan(NamedTuple):
+    """What the kernel on CPUs needs to know besides the tokens."""
+
+    weights: list[Tensor]
+    norms: list[Tensor]
+    kernels: list[int]
+    strides: list[int]
+    paddings: list[int]
+    out_grids: list[int]
 
 
-def _pool_on_cpu(
-    x: Tensor,
-    grid: Size3,
-    poolings: Sequence[Pooling],
-    parameters: Sequence[Tensor],
-    num_class: int,
-    dtype: torch.dtype,
-) -> list[Tensor]:
-    def pack() -> tuple[list[Tensor], list[Tensor]]:
-        weights = [p.weight.flatten(1).T.float().contiguous() for p in poolings]
-        return weights, [t.float().contiguous() for p in poolings for t in (p.norm_weight, p.norm_bias)]
-
-    weights, norms = frozen(parameters, "pool_norm", pack)
-    return _cpu_pool_norm(
-        x,
-        list(grid),
-        weights,
-        norms,
+def _make_plan(grid: Size3, poolings: Sequence[Pooling]) -> _Plan | None:
+    """None: the kernel does not do that."""
+    out_grids = [p.output_grid(grid) for p in poolings]
+    starts = [tuple((n - 1) // s + 1 for n, s in zip(grid, p.stride, strict=True)) for p in poolings]
+    first = poolings[0]
+    alike = all(p.weight.shape[0] == first.weight.shape[0] and p.eps == first.eps for p in poolings)
+    if starts != out_grids or not alike or first.weight.shape[0] % cpu.lanes():
+        return None
+    return _Plan(
+        [p.weight.detach().flatten(1).T.float().contiguous() for p in poolings],
+        [t.detach().float().contiguous() for p in poolings for t in (p.norm_weight, p.norm_bias)],
         [n for p in poolings for n in p.kernel],
         [n for p in poolings for n in p.stride],
         [n for p in poolings for n in p.padding],
-        [n for p in poolings for n in p.output_grid(grid)],
-        poolings[0].eps,
-        num_class,
-        dtype,
+        [n for sizes in out_grids for n in sizes],
     )
 
 

@@ -6,6 +6,7 @@ Parameters carry the names of the authors' checkpoints, so that theirs load with
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from memvit.kernels.frozen import frozen, stamp_of
 from memvit.kernels.linear import Linear
 from memvit.kernels.pooling import Pooling, pool_norm
 from memvit.models.config import MViTConfig, Size3
-from memvit.models.layer_memory import Compress, LayerMemory, SlotMasks
+from memvit.models.layer_memory import Attended, Compress, LayerMemory, SlotMasks
 from memvit.models.plan import BlockPlan, conv_output_size
 from memvit.models.positions import KeyGrid, PositionTables, relative_positions, resize_table
 
@@ -94,6 +95,7 @@ class PoolingAttention(nn.Module):
             lengths["rel_pos_t"] = 2 * config.num_times - 1
             if plan.has_memory:
                 lengths["rel_pos_mem_t"] = (memory.length + 1) * config.num_times - 1
+        self.table_names = tuple(lengths)
         for name, length in lengths.items():
             table = torch.empty(length, plan.attention_dim // plan.num_heads)
             self.register_parameter(name, nn.Parameter(nn.init.trunc_normal_(table, std=0.02)))
@@ -120,17 +122,19 @@ class PoolingAttention(nn.Module):
             q, k, v = (self._pool(name, t, grid) for name, t in zip("qkv", projected, strict=True))
 
         past_k = past_v = remembered = None
-        if memory is not None:
-            assert slots is not None
-            if self.keeps_projections():
-                past_k, past_v, remembered = self._look_back(memory, k, v, slots, k_grid)
-            else:
+        if memory is not None and self.keeps_projections():
+            past, remembered, k, v = self._look_back(memory, k, v, k_grid)
+            past_k, past_v = (self._heads(t.flatten(1, 2)) for t in (past.k, past.v))
+            q = self.q(q)
+        else:
+            if memory is not None:
+                assert slots is not None
                 past = memory.attend(self.config.memory, slots.valid, *self._compressions(k_grid))
                 remembered = memory.append(k, v, past)
                 k = torch.cat([past.k.flatten(1, 2).to(k.dtype), k], dim=1)  # (B, past keys + present keys, C)
                 v = torch.cat([past.v.flatten(1, 2).to(v.dtype), v], dim=1)
-        if self.config.pool_first:
-            q, k, v = self.q(q), self.k(k), self.v(v)
+            if self.config.pool_first:
+                q, k, v = self.q(q), self.k(k), self.v(v)
 
         q = self._heads(q)
         residual = self.config.residual_pooling
@@ -138,8 +142,8 @@ class PoolingAttention(nn.Module):
             q,
             self._heads(k),
             self._heads(v),
-            past_k=None if past_k is None else self._heads(past_k),
-            past_v=None if past_v is None else self._heads(past_v),
+            past_k=past_k,
+            past_v=past_v,
             positions=self._positions(grid, has_memory=memory is not None),
             terms=[self._causal_term(q, grid, memory is not None)] if self.config.causal else (),
             key_mask=self._key_mask(grid, slots if memory is not None else None, k.device),
@@ -159,19 +163,20 @@ class PoolingAttention(nn.Module):
         return not torch.is_grad_enabled() and self.config.memory.boundary == "mask" and not use_reference()
 
     def _look_back(
-        self, memory: LayerMemory, k: Tensor, v: Tensor, slots: SlotMasks, k_grid: Size3
-    ) -> tuple[Tensor, Tensor, LayerMemory]:
-        """Remembered keys and values as attention takes them, (B, past keys, attention_dim), and the memory after this clip.
+        self, memory: LayerMemory, k: Tensor, v: Tensor, k_grid: Size3
+    ) -> tuple[Attended, LayerMemory, Tensor, Tensor]:
+        """The past as attention takes it, the memory after this clip, and its own keys and values, projected.
 
         Every past clip is compressed and projected once in its life.
         """
-        weights = [
-            p for name, p in self.named_parameters() if name.startswith(("k.", "v.", "compress", "norm_compress"))
-        ]
-        past = memory.attend_projected(
-            self.config.memory, slots.valid, *self._compressions(k_grid), self.k, self.v, stamp_of(weights)
+        modules: list[Any] = [self.k, self.v]
+        if self.compresses:
+            modules += [self.compress_k, self.norm_compress_k, self.compress_v, self.norm_compress_v]
+        weights = [p for module in modules for p in (module.weight, module.bias) if p is not None]
+        past, projected_k, projected_v = memory.attend_projected(
+            self.config.memory, (k, v), self._compressions(k_grid), (self.k, self.v), stamp_of(weights)
         )
-        return past.k.flatten(1, 2).to(k.dtype), past.v.flatten(1, 2).to(v.dtype), memory.append(k, v, past)
+        return past, memory.append(k, v, past), projected_k, projected_v
 
     def output_grid(self, grid: Size3) -> Size3:
         """The grid of the pooled queries, that is, of the block's output."""
@@ -227,7 +232,7 @@ class PoolingAttention(nn.Module):
 
     def _positions(self, grid: Size3, has_memory: bool) -> RelativePositions | None:
         """Relative positions of this clip's queries against all keys, memory's first."""
-        tables = [table for name, table in self.named_parameters(recurse=False) if name.startswith("rel_pos")]
+        tables = [getattr(self, name) for name in self.table_names]
         if not tables:
             return None
         return frozen(tables, (grid, has_memory), lambda: self._make_positions(grid, has_memory))
@@ -269,13 +274,15 @@ class PoolingAttention(nn.Module):
         hides_class_token = self.config.causal and num_class > 0
         if slots is None and not hides_class_token:
             return None
-        present = torch.ones(1, num_class + math.prod(self.key_grid(grid)), dtype=torch.bool, device=device)
-        if hides_class_token:
-            present[:, 0] = False
+        num_present = num_class + math.prod(self.key_grid(grid))
         if slots is None:
-            return present
-        seen = slots.seen.repeat_interleave(num_class + math.prod(self.memory_grid(grid)), dim=1)
-        return torch.cat([seen, present.expand(seen.shape[0], -1)], dim=1)
+            taken = torch.ones(1, num_present, dtype=torch.bool, device=device)
+        else:
+            num_past = num_class + math.prod(self.memory_grid(grid))
+            taken = F.pad(slots.seen.repeat_interleave(num_past, dim=1), (0, num_present), value=True)
+        if hides_class_token:
+            taken[:, -num_present] = False
+        return taken
 
     def _pooled_query(self, q: Tensor, q_grid: Size3) -> Tensor:
         """Residual pooling after a convolution: what joins the result, for every token but the class token."""

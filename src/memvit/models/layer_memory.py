@@ -114,39 +114,44 @@ class LayerMemory:
     def attend_projected(
         self,
         config: MemoryConfig,
-        valid: Tensor,
-        compress_k: Compress,
-        compress_v: Compress,
-        project_k: Compress,
-        project_v: Compress,
+        present: tuple[Tensor, Tensor],
+        compress: tuple[Compress, Compress],
+        project: tuple[Compress, Compress],
         stamp: Stamp | None,
-    ) -> Attended:
+    ) -> tuple[Attended, Tensor, Tensor]:
         """What `attend` gives, projected, where the weights stay as they are and boundaries are masked.
 
         Args:
-            project_k, project_v: (n, N', dim) -> (n, N', attention_dim).
+            present: keys and values of the clip itself, (B, N, dim) each.
+            compress, project: for keys and values: (n, N, dim) -> (n, N', dim), and (n, N, dim) -> (n, N, attention_dim).
             stamp: of the weights; what other weights have projected is projected anew.
+
+        Returns:
+            The past, and the present keys and values, projected.
         """
         gap, pipelined = config.gap, config.compression == "pipelined"
+        waiting, compressed = (self.waiting_k, self.waiting_v), (self.compressed_k, self.compressed_v)
         older = self.projected
         if older is None or (older.stamp is not None and older.stamp != stamp):
-            older_k = self.compressed_k if pipelined else _per_clip(compress_k, self.waiting_k[:, :-gap])
-            older_v = self.compressed_v if pipelined else _per_clip(compress_v, self.waiting_v[:, :-gap])
-            older = Projected(_per_clip(project_k, older_k), _per_clip(project_v, older_v), stamp)
-        first_k, first_v = compress_k(self.waiting_k[:, -gap]), compress_v(self.waiting_v[:, -gap])
-        new_k, new_v = project_k(first_k)[:, None], project_v(first_v)[:, None]
-        k = torch.cat([older.k.to(new_k.dtype), new_k], dim=1)
-        v = torch.cat([older.v.to(new_v.dtype), new_v], dim=1)
-        kept_k, kept_v = self.compressed_k, self.compressed_v
-        if pipelined:
-            is_valid = valid[:, -gap, None, None]
-            kept_k, kept_v = (
-                append_slot(kept_k, (first_k * is_valid)[:, None]),
-                append_slot(kept_v, (first_v * is_valid)[:, None]),
+            k, v = (
+                _per_clip(project[i], compressed[i] if pipelined else _per_clip(compress[i], waiting[i][:, :-gap]))
+                for i in range(2)
             )
-        kept = [_as_before(new[:, 1:], old) for new, old in ((k, older.k), (v, older.v))]
-        projected = Projected(kept[0], kept[1], stamp)
-        return Attended(k[:, ::gap], v[:, ::gap], kept_k, kept_v, projected)
+            older = Projected(k, v, stamp)
+        first = [compress[i](waiting[i][:, -gap]) for i in range(2)]
+        # The present and the past clip together: one multiplication, and the weights are read once.
+        num_first = first[0].shape[1]
+        joint = [project[i](torch.cat([first[i].to(present[i].dtype), present[i]], dim=1)) for i in range(2)]
+        k, v = (
+            torch.cat([slots.to(both.dtype), both[:, None, :num_first]], dim=1)
+            for slots, both in zip((older.k, older.v), joint, strict=True)
+        )
+        kept_k, kept_v = compressed
+        if pipelined:
+            kept_k, kept_v = (append_slot(compressed[i], first[i][:, None]) for i in range(2))
+        projected = Projected(_as_before(k[:, 1:], older.k), _as_before(v[:, 1:], older.v), stamp)
+        past = Attended(k[:, ::gap], v[:, ::gap], kept_k, kept_v, projected)
+        return past, joint[0][:, num_first:], joint[1][:, num_first:]
 
     def append(self, k: Tensor, v: Tensor, attended: Attended) -> LayerMemory:
         """The memory after this clip, whose keys and values (B, N, dim) enter the newest slot, detached."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, Self
@@ -11,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from memvit.kernels.backend import compute_dtype
 from memvit.kernels.frozen import thaw
 from memvit.kernels.linear import Linear, mlp
 from memvit.kernels.norm import add_layer_norm, layer_norm
+from memvit.kernels.status import status
 from memvit.models.attention import LAYER_NORM_EPS, PoolingAttention
 from memvit.models.checkpointing import Recompute, parse_recompute, recomputed, run_block
 from memvit.models.config import MViTConfig, Size3
@@ -23,6 +26,8 @@ from memvit.models.layer_memory import LayerMemory, SlotMasks, empty_layer
 from memvit.models.memory import Memory
 from memvit.models.plan import BlockPlan, plan_blocks
 from memvit.models.positions import AbsolutePositions
+
+logger = logging.getLogger(__name__)
 
 
 class PatchEmbed(nn.Module):
@@ -168,6 +173,7 @@ class MeMViT(HubModel):
         self.box_blocks = nn.ModuleList(BoxBlock(dim, num_heads, config) for _ in range(config.head.box_depth))
         self.head = ClassHead(dim, config.head)
         self.apply(_init_linear)
+        logger.debug("kernels: %s", "; ".join(f"{part}: {which}" for part, which in status().items()))
 
     def forward(
         self, clips: Tensor, memory: Memory | None = None, boxes: Sequence[Tensor] | None = None
@@ -259,7 +265,7 @@ class MeMViT(HubModel):
 
         Args:
             num_frames, height, width: size of the clips to come; the config's where left out.
-            dtype, device: the model's where left out.
+            dtype, device: the model's where left out; without gradients under autocast, autocast's dtype.
         """
         config = self.config
         size = num_frames or config.num_frames, height or config.crop_size, width or config.crop_size
@@ -273,7 +279,10 @@ class MeMViT(HubModel):
         device: torch.device | str | None = None,
     ) -> Memory:
         config = self.config
-        like = torch.empty(0, dtype=dtype or self.norm.weight.dtype, device=device or self.norm.weight.device)
+        weight = self.norm.weight
+        if dtype is None:  # at inference, what is computed in low precision is kept in it
+            dtype = weight.dtype if torch.is_grad_enabled() else compute_dtype(weight)
+        like = torch.empty(0, dtype=dtype, device=device or weight.device)
         num_slots, num_class = config.memory.num_slots, int(config.class_token)
         layers, grid = {}, clip_grid
         for block in self._trunk():

@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from torch import Tensor
 
-from memvit.kernels.status import status
 from memvit.models.config import MViTConfig
 from memvit.models.hub import WEIGHTS_FILE, load_model, make_directory, save_model
 from memvit.models.memvit import MeMViT
@@ -131,7 +130,6 @@ def create_model(name: str | Path, *, pretrained: bool | str = False, **override
         ValueError: an unknown name, tag or field, or weights that are damaged or do not fit.
         ConnectionError: weights cannot be downloaded.
     """
-    logger.debug("kernels: %s", "; ".join(f"{part}: {which}" for part, which in status().items()))
     text = str(name)
     if text in PRESETS:
         if not pretrained:

@@ -15,6 +15,7 @@ from memvit.datasets.views import View, centre_view
 from memvit.models.config import HeadConfig
 from memvit.models.memory import Memory
 from memvit.models.memvit import MeMViT
+from memvit.online.engine import StepEngine
 from memvit.online.keyframes import KeyframeClip, KeyframeSampler, Look
 from memvit.online.persons import Moment, Person, PersonSource
 from memvit.online.prediction import activate, best_classes
@@ -102,6 +103,7 @@ class BoxRecognizer:
         self.model = model.eval()
         self.period_s = sampling_rate / fps
         self.dtype = None if dtype in (None, torch.float32) else dtype
+        self.engine = StepEngine(self.model, self.dtype)
         self.transform = ClipTransform(config.crop_size, tuple(config.mean), tuple(config.std))  # type: ignore[arg-type]
 
     def run(
@@ -174,7 +176,7 @@ class BoxRecognizer:
         self, clip: _Clip, sighting: Sighting, number: int, memory: Memory | None
     ) -> tuple[KeyframePrediction, Memory]:
         weight = self.model.norm.weight
-        clips = clip.clip[None].to(weight.device, weight.dtype, non_blocking=True)
+        clips = self.engine.to_device(clip.clip[None])
         height, width = clips.shape[-2:]
         corners = np.array([person.corners for person in sighting.persons]).reshape(-1, 4)
         boxes = torch.from_numpy(clip.view.boxes(corners).clip(0, (width, height, width, height)))

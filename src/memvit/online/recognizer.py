@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from memvit.models.config import Size3
 from memvit.models.memory import Memory
 from memvit.models.memvit import MeMViT
-from memvit.online.prediction import ClipPrediction, newest_time
+from memvit.online.engine import StepEngine
+from memvit.online.prediction import ClipPrediction
+from memvit.online.state_file import pack_frame, read_state, unpack_frame, write_state
 from memvit.online.stream import ClipGrid, FrameClip, ReadyClip, StreamState
 from memvit.video import ClipTransform, Frame, Prefetcher, TimeSampler
 
@@ -47,6 +48,9 @@ class OnlineRecognizer:
         max_batch_size: clips per forward pass.
         max_gap_s: a live stream that was silent for longer starts its clip anew instead of repeating a frame; its memory
             stays. None: frames are repeated.
+        compile: with `torch.compile`, on a GPU with CUDA graphs. What compiles takes from seconds to minutes, at `warm_up` or
+            the first clip; nothing is compiled after it, however many streams come and go. Batches are filled up to 1, 2,
+            4, ..., `max_batch_size` clips, each of which is a graph: with one stream, `max_batch_size=1` saves the others.
 
     Raises:
         ValueError: a rate or stride below 1, or a model that classifies boxes.
@@ -63,6 +67,7 @@ class OnlineRecognizer:
         dtype: torch.dtype | None = None,
         max_batch_size: int = 8,
         max_gap_s: float | None = None,
+        compile: bool = False,
     ) -> None:
         config = model.config
         if config.head.task == "boxes":
@@ -87,6 +92,7 @@ class OnlineRecognizer:
         self.max_batch_size = max_batch_size
         self.max_gap_s = max_gap_s
         self.dtype = None if dtype in (None, torch.float32) else dtype
+        self.engine = StepEngine(self.model, self.dtype, max_batch_size=max_batch_size, compile=compile)
         channels = (tuple(config.mean), tuple(config.std))
         self.transform = ClipTransform(config.crop_size, *channels, keep_aspect=keep_aspect)  # type: ignore[arg-type]
         self._streams: dict[Hashable, StreamState] = {}
@@ -96,6 +102,19 @@ class OnlineRecognizer:
     def streams(self) -> list[Hashable]:
         """The streams that have begun and not ended."""
         return list(self._streams)
+
+    def warm_up(self, clip_size: Size3 | None = None) -> None:
+        """Does ahead what would make the first clip slow: loads kernels, and with `compile` compiles.
+
+        Args:
+            clip_size: (frames, height, width) of the clips to come; the model's own where None. Clips of another size (with
+                `keep_aspect`) compile at the first of them.
+
+        Raises:
+            ValueError: `compile` was asked for and there is no compiler on this machine.
+        """
+        side = self.transform.crop_size
+        self.engine.warm_up(clip_size or (self.grid.num_frames, side, side))
 
     def push(
         self, frame: Frame | np.ndarray, time_s: float | None = None, stream: Hashable = 0
@@ -120,7 +139,11 @@ class OnlineRecognizer:
         Returns:
             Predictions; those of one stream in order of time.
         """
-        stamped = {stream: self._stamped(stream, pairs) for stream, pairs in frames.items()}
+        stamped: dict[Hashable, list[Frame]] = {}
+        for stream, pairs in frames.items():
+            pending = self._sampler(stream).pending
+            newest_s = -math.inf if pending is None else pending.time_s
+            stamped[stream] = self._state(stream).stamp(stream, pairs, newest_s, self.fps)
         ready: list[ReadyClip] = []
         for stream, stream_frames in stamped.items():
             for frame in stream_frames:
@@ -145,6 +168,11 @@ class OnlineRecognizer:
         if clip.dim() != 4 or not clip.is_floating_point():
             raise ValueError(f"a clip must be float (3, frames, height, width), not {clip.dtype} {tuple(clip.shape)}")
         start_s = state.time_of(state.next_index) if start_s is None else start_s
+        if not torch.isfinite(clip).all():  # what frames make always is
+            raise ValueError(
+                f"stream {stream!r}: the clip at {start_s:.2f} s has NaN or infinite values; nothing was recognised and the "
+                "memory is as it was; mend the frames and push them again"
+            )
         end_s = start_s + clip.shape[1] * self.grid.period_s
         prediction = self._recognize([ReadyClip(stream, clip, start_s, end_s)])[0]
         state.next_index += clip.shape[1]
@@ -229,7 +257,7 @@ class OnlineRecognizer:
                     "name": name,
                     "state": state.state_dict(),
                     "sampler": self._samplers[name].state_dict() if name in self._samplers else None,
-                    "pending": _pack(pending.get(name), self.transform),
+                    "pending": pack_frame(pending.get(name), self.transform),
                 }
                 for name, state in self._streams.items()
             ],
@@ -256,23 +284,13 @@ class OnlineRecognizer:
             if entry["sampler"] is not None:
                 sampler = self._new_sampler(streams[entry["name"]])
                 sampler.load_state_dict(entry["sampler"])
-                sampler.pending = _unpack(entry["pending"])
+                sampler.pending = unpack_frame(entry["pending"])
                 samplers[entry["name"]] = sampler
         self._streams, self._samplers = streams, samplers
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the state to a file, whole or not at all."""
-        path = Path(path)
-        handle, temporary = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(self.state_dict(), file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_state(path, self.state_dict())
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Takes up the streams of a file written by `save`.
@@ -281,13 +299,7 @@ class OnlineRecognizer:
             FileNotFoundError: no such file.
             ValueError: not such a file, or a state of another model or recognizer.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such recognizer state")
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"{path} is no recognizer state, or is cut short: {str(error).splitlines()[0]}") from error
-        self.load_state_dict(state)
+        self.load_state_dict(read_state(path))
 
     def _grid(self) -> list[float]:
         return [self.fps, self.sampling_rate, self.grid.stride, self.grid.num_frames]
@@ -304,34 +316,6 @@ class OnlineRecognizer:
         sampler: TimeSampler[Frame] = TimeSampler(self.grid.period_s, max_gap_s=self.max_gap_s)
         sampler.load_state_dict({"start_s": state.start_s, "next_index": state.next_index})
         return sampler
-
-    def _stamped(self, stream: Hashable, pairs: Iterable[tuple[Frame | np.ndarray, float | None]]) -> list[Frame]:
-        """The frames with their times, all checked before any is taken, so that an error loses none."""
-        state, sampler = self._state(stream), self._sampler(stream)
-        newest_s = sampler.pending.time_s if sampler.pending is not None else -math.inf
-        stamped: list[Frame] = []
-        num_pushed = state.num_pushed
-        for frame, time_s in pairs:
-            if isinstance(frame, np.ndarray):
-                if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
-                    raise ValueError(
-                        f"stream {stream!r}: a frame must be (H, W, 3) uint8 RGB, not {frame.shape} {frame.dtype}"
-                    )
-                if time_s is None:
-                    time_s = num_pushed / self.fps
-                    num_pushed += 1
-                frame = Frame(time_s, frame)
-            elif time_s is not None:
-                frame = Frame(time_s, frame.picture, frame.sample_aspect)
-            if not newest_s < frame.time_s < math.inf:
-                raise ValueError(
-                    f"stream {stream!r}: a frame at {frame.time_s} s does not come after the one at {newest_s} s; push frames "
-                    "in order of time"
-                )
-            newest_s = frame.time_s
-            stamped.append(frame)
-        state.num_pushed = num_pushed
-        return stamped
 
     def _take(self, stream: Hashable, frame: Frame) -> list[ReadyClip]:
         state, sampler = self._state(stream), self._sampler(stream)
@@ -385,57 +369,24 @@ class OnlineRecognizer:
             waiting = later
         return predictions
 
-    @torch.inference_mode()
     def _forward(self, batch: Sequence[ReadyClip]) -> list[ClipPrediction]:
-        for clip in batch:
-            if not torch.isfinite(clip.clip).all():
-                raise ValueError(
-                    f"stream {clip.stream!r}: the clip at {clip.start_s:.2f} s has NaN or infinite values; nothing was "
-                    "recognised and the memory is as it was; mend the frames and push them again"
-                )
-        weight = self.model.norm.weight
-        clips = torch.stack([clip.clip for clip in batch]).to(weight.device, weight.dtype, non_blocking=True)
         states = [self._state(clip.stream) for clip in batch]
-        memory = Memory.cat([self._memory(state, clips) for state in states])
-        with torch.autocast(weight.device.type, self.dtype, enabled=self.dtype is not None):
-            logits, memory = self.model(clips, memory)
-        heads = logits if isinstance(logits, tuple) else (logits,)
-        arrays = [head.float().cpu().numpy() for head in heads]
+        memories = [self._memory(state, clip.clip) for state, clip in zip(states, batch, strict=True)]
+        logits, memories = self.engine.step([clip.clip for clip in batch], memories)
         predictions = []
         for b, (clip, state) in enumerate(zip(batch, states, strict=True)):
-            state.memory = memory[b]
-            predictions.append(self._prediction(clip, state.num_clips, tuple(array[b] for array in arrays)))
+            state.memory = memories[b]
+            outputs = tuple(head[b] for head in logits)
+            predictions.append(clip.prediction(state.num_clips, outputs, self.model.config.head, self.grid.period_s))
             state.num_clips += 1
         return predictions
 
-    def _prediction(self, clip: ReadyClip, number: int, logits: tuple[np.ndarray, ...]) -> ClipPrediction:
-        """What the logits of one clip say, and about when."""
-        head = self.model.config.head
-        newest, seen_s = -1, clip.end_s
-        if head.task == "frames":
-            num_frames, num_times = clip.clip.shape[1], len(logits[0])
-            newest = newest_time(num_frames - clip.num_repeated, num_frames, num_times)
-            last_frame = (newest + 1) * num_frames / num_times - 1
-            seen_s = clip.start_s + last_frame * self.grid.period_s
-        about_s = seen_s + head.anticipation_s if head.anticipation_s > 0 else None
-        return ClipPrediction(clip.stream, number, clip.start_s, clip.end_s, logits, head, about_s, newest)
-
-    def _memory(self, state: StreamState, clips: Tensor) -> Memory:
+    @torch.inference_mode()
+    def _memory(self, state: StreamState, clip: Tensor) -> Memory:
         """A stream's memory; empty if it has none, or one of clips of another size."""
-        clip_size = tuple(clips.shape[2:])
+        clip_size = tuple(clip.shape[1:])
         if state.memory is None or state.clip_size != clip_size:
             if state.memory is not None:
                 logger.warning("clips of a stream changed their size to %s; its memory begins anew", clip_size)
             state.memory, state.clip_size = self.model.new_memory(1, *clip_size), clip_size
         return state.memory
-
-
-def _pack(frame: Frame | None, transform: ClipTransform) -> dict[str, Any] | None:
-    """A frame as plain data, already scaled: scaling it again changes nothing."""
-    if frame is None:
-        return None
-    return {"time_s": frame.time_s, "pixels": torch.from_numpy(transform.frame(frame).copy())}
-
-
-def _unpack(packed: Mapping[str, Any] | None) -> Frame | None:
-    return None if packed is None else Frame(packed["time_s"], packed["pixels"].numpy())

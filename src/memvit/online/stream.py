@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import math
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memvit.models.config import HeadConfig
 from memvit.models.memory import Memory
 from memvit.models.memvit import MeMViT
+from memvit.online.prediction import ClipPrediction, newest_time
+from memvit.video import Frame
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,19 @@ class ReadyClip:
     end_s: float
     num_repeated: int = 0
 
+    def prediction(
+        self, number: int, logits: tuple[np.ndarray, ...], head: HeadConfig, period_s: float
+    ) -> ClipPrediction:
+        """What the logits of this clip, the `number`-th of its stream, say, and about when."""
+        newest, seen_s = -1, self.end_s
+        if head.task == "frames":
+            num_frames, num_times = self.clip.shape[1], len(logits[0])
+            newest = newest_time(num_frames - self.num_repeated, num_frames, num_times)
+            last_frame = (newest + 1) * num_frames / num_times - 1
+            seen_s = self.start_s + last_frame * period_s
+        about_s = seen_s + head.anticipation_s if head.anticipation_s > 0 else None
+        return ClipPrediction(self.stream, number, self.start_s, self.end_s, logits, head, about_s, newest)
+
 
 @dataclass
 class StreamState:
@@ -77,6 +94,44 @@ class StreamState:
     def time_of(self, index: int) -> float:
         """The instant of a grid index, in seconds."""
         return self.start_s + index * self.grid.period_s
+
+    def stamp(
+        self, name: Hashable, pairs: Iterable[tuple[Frame | np.ndarray, float | None]], newest_s: float, fps: float
+    ) -> list[Frame]:
+        """The frames with their times, all checked before any is taken, so that an error loses none.
+
+        Args:
+            name: of the stream.
+            pairs: frames, and their times where these are known.
+            newest_s: the time of the frame before them.
+            fps: the rate of frames without times.
+
+        Raises:
+            ValueError: a frame of another shape or type, or one that does not come after the one before it.
+        """
+        stamped: list[Frame] = []
+        num_pushed = self.num_pushed
+        for frame, time_s in pairs:
+            if isinstance(frame, np.ndarray):
+                if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+                    raise ValueError(
+                        f"stream {name!r}: a frame must be (H, W, 3) uint8 RGB, not {frame.shape} {frame.dtype}"
+                    )
+                if time_s is None:
+                    time_s = num_pushed / fps
+                    num_pushed += 1
+                frame = Frame(time_s, frame)
+            elif time_s is not None:
+                frame = Frame(time_s, frame.picture, frame.sample_aspect)
+            if not newest_s < frame.time_s < math.inf:
+                raise ValueError(
+                    f"stream {name!r}: a frame at {frame.time_s} s does not come after the one at {newest_s} s; push frames in "
+                    "order of time"
+                )
+            newest_s = frame.time_s
+            stamped.append(frame)
+        self.num_pushed = num_pushed
+        return stamped
 
     def add(self, index: int, pixels: np.ndarray) -> list[FrameClip]:
         """Puts a sampled frame into its clip; gives the clips that this completes, mostly none."""

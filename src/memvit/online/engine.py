@@ -1,0 +1,191 @@
+"""One step of a model for a batch of streams: clips and memories in, logits and memories out, compiled if wanted.
+
+A compiled step serves one batch size and one size of clips. Streams come and go, so batches are filled up with empty streams
+to 1, 2, 4, ... clips: few graphs serve every number of streams, and all of them are compiled ahead. Memory has the same
+tensors from the first clip on, empty or full, so that one graph serves the whole of a stream.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import types
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memvit.models.config import Size3
+from memvit.models.heads import Logits
+from memvit.models.memory import Memory
+from memvit.models.memvit import MeMViT
+
+Step = Callable[[Tensor, Memory], tuple[Logits, Memory]]
+
+NUM_WARM_UP_STEPS = 3  # CUDA graphs are recorded in the second
+NO_COMPILER_ERRORS = frozenset({"InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton"})
+
+_numbers = itertools.count()
+
+
+class StepEngine:
+    """Runs a model's steps.
+
+    Args:
+        model: in eval mode.
+        dtype: run under autocast in this dtype; None: as the model is.
+        max_batch_size: clips per step.
+        compile: with `torch.compile`, on a GPU with CUDA graphs.
+        backend: of `torch.compile`.
+    """
+
+    def __init__(
+        self,
+        model: MeMViT,
+        dtype: torch.dtype | None = None,
+        *,
+        max_batch_size: int = 8,
+        compile: bool = False,
+        backend: str | Callable[..., object] = "inductor",
+    ) -> None:
+        self.model = model
+        self.dtype = dtype
+        self.max_batch_size = max_batch_size
+        self.compile = compile
+        self.backend = backend
+        # What a CUDA graph gives is overwritten when it runs again.
+        self.reuses_outputs = self.device.type == "cuda" and backend == "inductor"
+        self._steps: dict[tuple[int, Size3], Step] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.norm.weight.device
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """What batches are filled up to, ascending."""
+        powers = itertools.takewhile(lambda size: size < self.max_batch_size, (2**i for i in itertools.count()))
+        return [*powers, self.max_batch_size]
+
+    @torch.inference_mode()
+    def warm_up(self, clip_size: Size3) -> None:
+        """Makes the steps for clips of (frames, height, width) fast: compiles those of all batch sizes.
+
+        Raises:
+            ValueError: there is no compiler on this machine.
+        """
+        for batch_size in self.batch_sizes if self.compile else [1]:
+            memory = self.model.new_memory(batch_size, *clip_size)
+            clips = memory.valid.new_zeros(batch_size, self.model.config.in_channels, *clip_size, dtype=torch.float32)
+            try:
+                if self.compile and self.backend == "inductor" and self.device.type == "cpu":
+                    _find_compiler()
+                for _ in range(NUM_WARM_UP_STEPS):
+                    _, memory = self._run(clips.to(self.model.norm.weight.dtype), memory)
+            except Exception as error:
+                if _lacks_compiler(error):
+                    raise ValueError(
+                        "compile needs a C++ compiler on this machine, and on a GPU Triton as well: install g++ (or name yours "
+                        "in the environment variable CXX) and a PyTorch that comes with Triton, or leave out compile"
+                    ) from error
+                raise
+
+    @torch.inference_mode()
+    def step(self, clips: Sequence[Tensor], memories: Sequence[Memory]) -> tuple[list[np.ndarray], list[Memory]]:
+        """Recognises one clip of each stream.
+
+        Args:
+            clips: (3, T, H, W) each, of one size, at most `max_batch_size`.
+            memories: one stream's each, of `model.new_memory` or an earlier step.
+
+        Returns:
+            Logits per head, (streams, ...), and the memories after this clip.
+        """
+        clip_size: Size3 = tuple(clips[0].shape[1:])  # type: ignore[assignment]
+        num_clips = batch_size = len(clips)
+        if self.compile:
+            if (batch_size, clip_size) not in self._steps:
+                batch_size = next(size for size in self.batch_sizes if size >= num_clips)
+            if (batch_size, clip_size) not in self._steps:
+                self.warm_up(clip_size)
+        num_missing = batch_size - num_clips
+        batch = torch.stack([*clips, *[torch.zeros_like(clips[0])] * num_missing])
+        joined = [*memories, self.model.new_memory(num_missing, *clip_size)] if num_missing else memories
+        logits, memory = self._run(self.to_device(batch), Memory.cat(joined))
+        heads = logits if isinstance(logits, tuple) else (logits,)
+        return [head[:num_clips].float().cpu().numpy() for head in heads], [memory[b] for b in range(num_clips)]
+
+    def to_device(self, clips: Tensor) -> Tensor:
+        """Clips as the model takes them. Copies to a GPU start from pinned memory, so that nobody waits for them."""
+        weight = self.model.norm.weight
+        if weight.device.type == "cuda" and clips.device.type == "cpu":
+            clips = clips.pin_memory()
+        return clips.to(weight.device, non_blocking=True).to(weight.dtype)
+
+    def _run(self, clips: Tensor, memory: Memory) -> tuple[Logits, Memory]:
+        if self.dtype is not None and memory.dtype != self.dtype:
+            memory = memory.to(self.dtype)  # what is computed in low precision is kept in it, from the first clip on
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            if not self.compile:
+                return self.model(clips, memory)
+            key = (clips.shape[0], (clips.shape[2], clips.shape[3], clips.shape[4]))
+            if key not in self._steps:
+                self._steps[key] = self._compiled(key)
+            memory = _laid_out_alike(memory)
+            if not self.reuses_outputs:
+                return self._steps[key](clips, memory)
+            torch.compiler.cudagraph_mark_step_begin()
+            logits, memory = self._steps[key](clips, memory)
+            kept = tuple(head.clone() for head in logits) if isinstance(logits, tuple) else logits.clone()
+            return kept, memory.clone()
+
+    def _compiled(self, key: tuple[int, Size3]) -> Step:
+        model = self.model
+
+        def step(clips: Tensor, memory: Memory) -> tuple[Logits, Memory]:
+            return model(clips, memory)
+
+        # The compiler keeps its graphs with a function's code, and there only a few: every step gets code of its own, so that
+        # neither sizes nor models of one process use up each other's room.
+        code = step.__code__.replace(co_name=f"step_{next(_numbers)}")
+        own = types.FunctionType(code, step.__globals__, code.co_name, None, step.__closure__)
+        mode = "reduce-overhead" if self.reuses_outputs and self.backend == "inductor" else None
+        compiled: Step = torch.compile(own, fullgraph=True, dynamic=False, backend=self.backend, mode=mode)
+        return compiled
+
+
+def _laid_out_alike(memory: Memory) -> Memory:
+    """The memory in tensors that the compiler cannot tell from those of another step: of inference, and packed.
+
+    A saved state has others, and slices keep strides of what they were cut from, even where these mean nothing.
+    """
+
+    def lay_out(tensor: Tensor) -> Tensor:
+        return (tensor if tensor.is_inference() else tensor.clone()).flatten().view(tensor.shape)
+
+    return dataclasses.replace(
+        memory,
+        layers={index: layer.map(lay_out) for index, layer in memory.layers.items()},
+        box_layers=tuple(layer.map(lay_out) for layer in memory.box_layers),
+        valid=lay_out(memory.valid),
+        filled=lay_out(memory.filled),
+        box_counts=lay_out(memory.box_counts),
+    )
+
+
+def _find_compiler() -> None:
+    """Raises at once what compiling would raise late, after much that nobody wants to read."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # takes most of a second
+
+    get_cpp_compiler()
+
+
+def _lacks_compiler(error: BaseException | None) -> bool:
+    """Whether an error comes from there being no compiler."""
+    while error is not None:
+        if type(error).__name__ in NO_COMPILER_ERRORS:
+            return True
+        error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
+    return False
