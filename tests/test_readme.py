@@ -13,7 +13,7 @@ from memvit.video.sample import make_sample_video
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-DOCS = ("training.md", "ava.md", "epic.md", "kinetics.md", "results.md")
+DOCS = ("training.md", "ava.md", "epic.md", "kinetics.md", "results.md", "performance.md")
 PAGES = README + "".join((ROOT / "docs" / name).read_text() for name in DOCS)
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = [

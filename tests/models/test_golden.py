@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import memvit
 from golden_cases import CASES, GOLDEN, GoldenCase
-from memvit.kernels import reference_kernels
+from memvit.kernels import cpu, reference_kernels
 from memvit.models.slowfast import release_name
 
 
@@ -30,6 +30,19 @@ def test_logits_agree_at_every_step(name: str) -> None:
                 np.testing.assert_allclose(ours.numpy(), theirs, rtol=0, atol=5e-4 if name == "memvit_16x4" else 1e-4)
                 num_compared += 1
     assert num_compared >= len(case.video_ids)
+
+
+@pytest.mark.parametrize(
+    "name", ["cls_all", "cls_gap", "no_compress", "det_wide", "memvit_16x4", "mvit_v1", "vit_plain"]
+)
+def test_logits_agree_without_kernels_for_this_processor(name: str) -> None:
+    usual = cpu.status()
+    cpu.use("off")
+    try:
+        assert not cpu.is_available()
+        test_logits_agree_at_every_step(name)
+    finally:
+        cpu.use(usual if usual in cpu.LEVELS else "off")
 
 
 def test_gradients_agree_for_every_parameter() -> None:

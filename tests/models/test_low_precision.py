@@ -1,4 +1,4 @@
-"""Gradients in bfloat16 are those of float32, as far as its digits go."""
+"""Logits and gradients in bfloat16 are those of float32, as far as its digits go."""
 
 from __future__ import annotations
 
@@ -8,6 +8,23 @@ from torch import nn
 
 from memvit.kernels.pooling import pool_conv
 from memvit.models.attention import make_pooling
+from memvit.models.zoo import create_model
+
+
+def test_bfloat16_gives_the_logits_of_float32() -> None:
+    model = create_model("memvit_16x4").eval()
+    exact = low = None
+    for step in range(3):
+        clips = torch.randn(1, 3, 16, 224, 224, generator=torch.Generator().manual_seed(step))
+        with torch.inference_mode():
+            wanted, exact = model(clips, exact)
+            with torch.autocast("cpu", torch.bfloat16):
+                found, low = model(clips, low)
+        assert low is not None
+        assert low.dtype == torch.bfloat16
+        assert isinstance(found, torch.Tensor)
+        assert isinstance(wanted, torch.Tensor)
+        assert float((found.float() - wanted).norm() / wanted.norm()) < 2e-2
 
 
 @pytest.mark.parametrize("channels", [4, 8, 16, 32])

@@ -71,35 +71,42 @@ struct PoolNorm {
       }
   }
 
-  // One output of any kernel and stride.
-  void single(const memvit_pooling& pool, int64_t b, int64_t t, int64_t h, int64_t w, float* conv) const {
-    const int64_t C = call.channels, c = call.head_channels;
-    constexpr int CHUNK = 6;
-    for (int64_t head = 0; head < C; head += c)
-      for (int64_t i0 = 0; i0 < c; i0 += CHUNK * W) {
-        const int64_t num = smaller(CHUNK, (c - i0) / W);
-        Vec acc[CHUNK];
-        for (int v = 0; v < CHUNK; v++) acc[v] = set1(0);
-        for (int64_t i = 0; i < pool.kernel[0]; i++) {
-          const int64_t from_t = t * pool.stride[0] + i - pool.padding[0];
-          if (from_t < 0 || from_t >= call.grid[0]) continue;
-          for (int64_t j = 0; j < pool.kernel[1]; j++) {
-            const int64_t from_h = h * pool.stride[1] + j - pool.padding[1];
-            if (from_h < 0 || from_h >= call.grid[1]) continue;
-            for (int64_t k = 0; k < pool.kernel[2]; k++) {
-              const int64_t from_w = w * pool.stride[2] + k - pool.padding[2];
-              if (from_w < 0 || from_w >= call.grid[2]) continue;
-              const T* x = token(b, call.num_class + (from_t * call.grid[1] + from_h) * call.grid[2] + from_w) + head + i0;
-              const float* weight = pool.weight + ((i * pool.kernel[1] + j) * pool.kernel[2] + k) * c + i0;
-              if (num == CHUNK) {
-                for (int v = 0; v < CHUNK; v++) acc[v] = fma(load(x + v * W), load(weight + v * W), acc[v]);
-              } else {
-                for (int v = 0; v < num; v++) acc[v] = fma(load(x + v * W), load(weight + v * W), acc[v]);
-              }
-            }
-          }
+  // One output of any kernel and stride, NUM vectors of channels. A number known when compiled keeps the sums in registers.
+  template <int NUM>
+  void taps(const memvit_pooling& pool, int64_t b, int64_t t, int64_t h, int64_t w, int64_t channel, int64_t filter,
+            float* conv) const {
+    const int64_t c = call.head_channels;
+    Vec acc[NUM];
+    for (int v = 0; v < NUM; v++) acc[v] = set1(0);
+    for (int64_t i = 0; i < pool.kernel[0]; i++) {
+      const int64_t from_t = t * pool.stride[0] + i - pool.padding[0];
+      if (from_t < 0 || from_t >= call.grid[0]) continue;
+      for (int64_t j = 0; j < pool.kernel[1]; j++) {
+        const int64_t from_h = h * pool.stride[1] + j - pool.padding[1];
+        if (from_h < 0 || from_h >= call.grid[1]) continue;
+        const int64_t row = call.num_class + (from_t * call.grid[1] + from_h) * call.grid[2];
+        for (int64_t k = 0; k < pool.kernel[2]; k++) {
+          const int64_t from_w = w * pool.stride[2] + k - pool.padding[2];
+          if (from_w < 0 || from_w >= call.grid[2]) continue;
+          const T* x = token(b, row + from_w) + channel;
+          const float* weight = pool.weight + ((i * pool.kernel[1] + j) * pool.kernel[2] + k) * c + filter;
+          for (int v = 0; v < NUM; v++) acc[v] = fma(load(x + v * W), load(weight + v * W), acc[v]);
         }
-        for (int v = 0; v < num; v++) store(conv + head + i0 + v * W, acc[v]);
+      }
+    }
+    for (int v = 0; v < NUM; v++) store(conv + channel + v * W, acc[v]);
+  }
+
+  void single(const memvit_pooling& pool, int64_t b, int64_t t, int64_t h, int64_t w, float* conv) const {
+    const int64_t c = call.head_channels;
+    for (int64_t head = 0; head < call.channels; head += c)
+      for (int64_t i = 0; i < c;) {
+        const int64_t left = (c - i) / W;
+        if (left >= 8) taps<8>(pool, b, t, h, w, head + i, i, conv), i += 8 * W;
+        else if (left >= 6) taps<6>(pool, b, t, h, w, head + i, i, conv), i += 6 * W;
+        else if (left >= 4) taps<4>(pool, b, t, h, w, head + i, i, conv), i += 4 * W;
+        else if (left >= 2) taps<2>(pool, b, t, h, w, head + i, i, conv), i += 2 * W;
+        else taps<1>(pool, b, t, h, w, head + i, i, conv), i += W;
       }
   }
 
