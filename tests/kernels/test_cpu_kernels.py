@@ -1,11 +1,13 @@
 """The C++ kernels compute what the plain definitions say, at every level of instructions."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from memvit.kernels import attention, cpu, reference_kernels
 from memvit.kernels.attention import AxisTable, RelativePositions, pack_table
@@ -186,6 +188,17 @@ def test_packed_layers_follow_a_fused_optimiser() -> None:
         wanted = model(clips)[0]
     assert not torch.allclose(before, after)
     torch.testing.assert_close(after, wanted, rtol=0, atol=2e-5)
+
+
+def test_operations_are_counted() -> None:
+    model = small_model(memory_length=4)
+    _, memory = model(torch.randn(1, 3, 4, 32, 32))
+    counts = []
+    for is_plain in (False, True):
+        with FlopCounterMode(display=False) as counter, reference_kernels() if is_plain else nullcontext():
+            model(torch.randn(1, 3, 4, 32, 32), memory)
+        counts.append(counter.get_total_flops())
+    assert 0.75 < counts[0] / counts[1] < 1  # pooling and positions are left out, and the past is projected once
 
 
 def test_the_kernels_leave_gradients_to_pytorch() -> None:

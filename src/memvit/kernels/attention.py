@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from memvit.kernels import cpu
 from memvit.kernels.backend import use_reference
@@ -210,3 +211,11 @@ _cpu_attention = register(
     cpu.attention,
     _fake,
 )
+
+
+@register_flop_formula(torch.ops.memvit.cpu_attention)
+def _attention_flops(
+    q: Sequence[int], k: Sequence[int], v: object, past_k: Sequence[int] | None, *_: object, **__: object
+) -> int:
+    B, heads, num_queries, head_dim = q
+    return 4 * B * heads * num_queries * head_dim * (k[2] + (past_k[2] if past_k else 0))

@@ -6,10 +6,13 @@ PyTorch's default on processors that MKL does not favour, and GELU costs nothing
 
 from __future__ import annotations
 
+import math
 import platform
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
 from memvit.kernels.backend import compute_dtype, use_reference
 from memvit.kernels.frozen import frozen
@@ -129,3 +132,15 @@ _mlp = register(
     _run_mlp,
     _fake_mlp,
 )
+
+
+@register_flop_formula(torch.ops.memvit.linear)
+def _linear_flops(x: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+@register_flop_formula(torch.ops.memvit.mlp)
+def _mlp_flops(
+    x: Sequence[int], weight1: Sequence[int], bias1: object, weight2: Sequence[int], *_: object, **__: object
+) -> int:
+    return 2 * math.prod(x[:-1]) * (math.prod(weight1) + math.prod(weight2))
