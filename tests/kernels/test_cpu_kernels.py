@@ -176,7 +176,7 @@ def test_packed_layers_equal_plain_ones_and_follow_their_weights(dtype: torch.dt
 
 def test_packed_layers_follow_a_fused_optimiser() -> None:
     """Which changes weights behind the version counter's back."""
-    model = small_model()
+    model = small_model(embed_dim=16)
     clips = torch.randn(1, 3, 4, 32, 32)
     before = model(clips)[0]
     with torch.enable_grad():
@@ -191,7 +191,7 @@ def test_packed_layers_follow_a_fused_optimiser() -> None:
 
 
 def test_operations_are_counted() -> None:
-    model = small_model(memory_length=4)
+    model = small_model(memory_length=4, embed_dim=16)
     _, memory = model(torch.randn(1, 3, 4, 32, 32))
     counts = []
     for is_plain in (False, True):

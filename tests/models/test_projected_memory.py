@@ -12,6 +12,8 @@ from tiny_models import small_model
 
 OVERRIDES: list[dict[str, object]] = [
     {},
+    {"embed_dim": 16},  # heads as wide as a vector: the C++ kernels take them
+    {"embed_dim": 16, "memory_gap": 2, "memory_length": 3},
     {"memory_length": 1},
     {"memory_length": 4},
     {"memory_gap": 3},
