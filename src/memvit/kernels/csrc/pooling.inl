@@ -71,13 +71,15 @@ struct PoolNorm {
       }
   }
 
-  // One output of any kernel and stride, NUM vectors of channels. A number known when compiled keeps the sums in registers.
-  template <int NUM>
+  // L outputs of any kernel and stride, NUM vectors of channels: every filter value that is loaded serves all of them. Numbers
+  // known when compiled keep the sums in registers.
+  template <int L, int NUM>
   void taps(const memvit_pooling& pool, int64_t b, int64_t t, int64_t h, int64_t w, int64_t channel, int64_t filter,
             float* conv) const {
-    const int64_t c = call.head_channels;
-    Vec acc[NUM];
-    for (int v = 0; v < NUM; v++) acc[v] = set1(0);
+    const int64_t C = call.channels, c = call.head_channels;
+    Vec acc[L][NUM];
+    for (int l = 0; l < L; l++)
+      for (int v = 0; v < NUM; v++) acc[l][v] = set1(0);
     for (int64_t i = 0; i < pool.kernel[0]; i++) {
       const int64_t from_t = t * pool.stride[0] + i - pool.padding[0];
       if (from_t < 0 || from_t >= call.grid[0]) continue;
@@ -86,27 +88,32 @@ struct PoolNorm {
         if (from_h < 0 || from_h >= call.grid[1]) continue;
         const int64_t row = call.num_class + (from_t * call.grid[1] + from_h) * call.grid[2];
         for (int64_t k = 0; k < pool.kernel[2]; k++) {
-          const int64_t from_w = w * pool.stride[2] + k - pool.padding[2];
-          if (from_w < 0 || from_w >= call.grid[2]) continue;
-          const T* x = token(b, row + from_w) + channel;
           const float* weight = pool.weight + ((i * pool.kernel[1] + j) * pool.kernel[2] + k) * c + filter;
-          for (int v = 0; v < NUM; v++) acc[v] = fma(load(x + v * W), load(weight + v * W), acc[v]);
+          Vec weights[NUM];
+          for (int v = 0; v < NUM; v++) weights[v] = load(weight + v * W);
+          for (int l = 0; l < L; l++) {
+            const int64_t from_w = (w + l) * pool.stride[2] + k - pool.padding[2];
+            if (from_w < 0 || from_w >= call.grid[2]) continue;
+            const T* x = token(b, row + from_w) + channel;
+            for (int v = 0; v < NUM; v++) acc[l][v] = fma(load(x + v * W), weights[v], acc[l][v]);
+          }
         }
       }
     }
-    for (int v = 0; v < NUM; v++) store(conv + channel + v * W, acc[v]);
+    for (int l = 0; l < L; l++)
+      for (int v = 0; v < NUM; v++) store(conv + l * C + channel + v * W, acc[l][v]);
   }
 
-  void single(const memvit_pooling& pool, int64_t b, int64_t t, int64_t h, int64_t w, float* conv) const {
+  template <int L>
+  void sparse(const memvit_pooling& pool, int64_t b, int64_t t, int64_t h, int64_t w, float* conv) const {
+    constexpr int MOST = MR / 2;  // vectors at a time
     const int64_t c = call.head_channels;
     for (int64_t head = 0; head < call.channels; head += c)
       for (int64_t i = 0; i < c;) {
         const int64_t left = (c - i) / W;
-        if (left >= 8) taps<8>(pool, b, t, h, w, head + i, i, conv), i += 8 * W;
-        else if (left >= 6) taps<6>(pool, b, t, h, w, head + i, i, conv), i += 6 * W;
-        else if (left >= 4) taps<4>(pool, b, t, h, w, head + i, i, conv), i += 4 * W;
-        else if (left >= 2) taps<2>(pool, b, t, h, w, head + i, i, conv), i += 2 * W;
-        else taps<1>(pool, b, t, h, w, head + i, i, conv), i += W;
+        if (left >= MOST) taps<L, MOST>(pool, b, t, h, w, head + i, i, conv), i += MOST * W;
+        else if (left >= 2) taps<L, 2>(pool, b, t, h, w, head + i, i, conv), i += 2 * W;
+        else taps<L, 1>(pool, b, t, h, w, head + i, i, conv), i += W;
       }
   }
 
@@ -133,7 +140,13 @@ struct PoolNorm {
     for (int64_t w = 0; w < width;) {
       int64_t num = 1;
       if (!is_dense) {
-        single(pool, b, t, h, w, conv);
+        num = smaller(4, width - w);
+        switch (num) {
+          case 1: sparse<1>(pool, b, t, h, w, conv); break;
+          case 2: sparse<2>(pool, b, t, h, w, conv); break;
+          case 3: sparse<3>(pool, b, t, h, w, conv); break;
+          default: sparse<4>(pool, b, t, h, w, conv); break;
+        }
       } else {
         const int64_t left = width - w;
         num = left >= STEP ? (left < 2 * STEP && left > STEP ? (left + 1) / 2 : STEP) : left;
