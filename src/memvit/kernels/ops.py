@@ -10,12 +10,12 @@ import torch
 _library = torch.library.Library("memvit", "FRAGMENT")
 
 
-def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any], device: str = "CPU") -> Callable[..., Any]:
-    """Makes an operator `memvit::NAME`.
+def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes an operator `memvit::NAME` for tensors on CPUs.
 
     Args:
         schema: its signature in PyTorch's notation, "name(Tensor x) -> Tensor".
-        run: what it computes on `device`.
+        run: what it computes.
         fake: shapes and dtypes of its results, for tracing.
 
     Returns:
@@ -23,6 +23,6 @@ def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any], dev
     """
     name = schema[: schema.index("(")]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, run, device)
+    _library.impl(name, run, "CPU")
     torch.library.register_fake(f"memvit::{name}", fake, lib=_library)
     return getattr(torch.ops.memvit, name).default
