@@ -1,11 +1,13 @@
 """Compression: learned under every selection, done once per clip, equal in both forms."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from test_memory import clips_at
 from torch import Tensor
 
-from memvit.kernels.pooling import Pooling, pool_norm
+from memvit.kernels.pooling import Front, Pooling, pool_norm
 from memvit.models.config import Size3
 from tiny_models import small_model
 
@@ -44,9 +46,13 @@ def test_a_step_compresses_one_clip_whatever_the_length(length: int, monkeypatch
     filters = {id(block.attn.compress_k.weight) for block in model.blocks}
     compressed = []
 
-    def pool_and_count(x: Tensor, grid: Size3, poolings: list[Pooling], *, num_class: int) -> list[Tensor]:
-        compressed.extend(len(x) for pooling in poolings if id(pooling.weight) in filters)
-        return pool_norm(x, grid, poolings, num_class=num_class)
+    def pool_and_count(
+        x: Tensor, grid: Size3, poolings: list[Pooling], *, num_class: int, fronts: Sequence[Front | None] = ()
+    ) -> list[Tensor]:
+        pooled = [(x, pooling) for pooling in poolings]
+        pooled += [(front.x, front.pooling) for front in fronts if front is not None]
+        compressed.extend(len(tokens) for tokens, pooling in pooled if id(pooling.weight) in filters)
+        return pool_norm(x, grid, poolings, num_class=num_class, fronts=fronts)
 
     monkeypatch.setattr("memvit.models.attention.pool_norm", pool_and_count)
     for is_training in (True, False):  # the graph is kept, or what was compressed is kept projected

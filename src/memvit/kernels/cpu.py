@@ -51,12 +51,16 @@ class _AttentionCall(Structure):
     ]
 
 
+class _Volume(Structure):
+    _fields_ = [("x", _Tokens), ("grid", c_int64 * 3)]
+
+
 class _Pooling(Structure):
     _fields_ = [
-        ("weight", c_void_p),
-        ("norm_weight", c_void_p),
-        ("norm_bias", c_void_p),
-        ("out", c_void_p),
+        ("source", c_int64),
+        ("head_channels", c_int64),
+        *((name, c_void_p) for name in ("weight", "norm_weight", "norm_bias", "out")),
+        ("out_stride", c_int64),
         *((name, c_int64 * 3) for name in ("kernel", "stride", "padding", "out_grid")),
         ("eps", c_float),
         ("reserved", c_int32),
@@ -65,9 +69,9 @@ class _Pooling(Structure):
 
 class _PoolCall(Structure):
     _fields_ = [
-        *((name, c_int64) for name in ("batch", "channels", "head_channels", "num_class")),
-        ("grid", c_int64 * 3),
-        ("x", _Tokens),
+        *((name, c_int64) for name in ("batch", "channels", "num_class")),
+        ("volumes", POINTER(_Volume)),
+        ("num_volumes", c_int64),
         ("poolings", POINTER(_Pooling)),
         ("num_poolings", c_int64),
         ("dtype", c_int32),
@@ -204,37 +208,56 @@ def attention(
     return out
 
 
+_SIZES = 14  # numbers in `sizes` for each pooling
+
+
+def pooled_tokens(sizes: Sequence[int], num_class: int) -> list[int]:
+    """Tokens in each result of `pool_norm`."""
+    tokens = [0] * (max(sizes[1::_SIZES]) + 1)
+    for i in range(0, len(sizes), _SIZES):
+        t, h, w = sizes[i + 11 : i + 14]
+        tokens[sizes[i + 1]] += num_class + t * h * w
+    return tokens
+
+
 def pool_norm(
-    x: Tensor,
-    grid: Sequence[int],
+    xs: Sequence[Tensor],
+    grids: Sequence[int],
     weights: Sequence[Tensor],
     norms: Sequence[Tensor],
-    kernels: Sequence[int],
-    strides: Sequence[int],
-    paddings: Sequence[int],
-    out_grids: Sequence[int],
-    eps: float,
+    sizes: Sequence[int],
+    eps: Sequence[float],
     num_class: int,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """See `memvit.kernels.pooling`; weights are packed (taps, c), `norms` weight and bias of each, sizes three of each."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    B, _, C = x.shape
-    poolings = (_Pooling * len(weights))()
-    outs = []
+    """See `memvit.kernels.pooling`.
+
+    Args:
+        xs, grids: tokens, and three numbers for each.
+        weights: of each pooling, packed (taps, c).
+        norms: weight and bias of each.
+        sizes: of each, which of `xs` it reads and which result it goes to, behind what went there before; and three numbers
+            each of kernel, stride, padding, output grid.
+        eps: of each.
+    """
+    xs = [x if x.stride(-1) == 1 else x.contiguous() for x in xs]
+    B, _, C = xs[0].shape
+    outs = [xs[0].new_empty(B, n, C, dtype=dtype) for n in pooled_tokens(sizes, num_class)]
+    starts = [out.data_ptr() for out in outs]
+    volumes, poolings = (_Volume * len(xs))(), (_Pooling * len(weights))()
+    for i, x in enumerate(xs):
+        volumes[i].x, volumes[i].grid[:] = _tokens(x), grids[3 * i : 3 * i + 3]
     for i, weight in enumerate(weights):
-        three = slice(3 * i, 3 * i + 3)
-        t, h, w = out_grids[three]
-        outs.append(x.new_empty(B, num_class + t * h * w, C, dtype=dtype))
+        source, target, *own = sizes[_SIZES * i : _SIZES * (i + 1)]
         pooling = poolings[i]
-        pooling.weight, pooling.out, pooling.eps = weight.data_ptr(), outs[-1].data_ptr(), eps
+        pooling.source, pooling.head_channels, pooling.weight = source, weight.shape[1], weight.data_ptr()
         pooling.norm_weight, pooling.norm_bias = norms[2 * i].data_ptr(), norms[2 * i + 1].data_ptr()
-        pooling.kernel[:], pooling.stride[:] = kernels[three], strides[three]
-        pooling.padding[:], pooling.out_grid[:] = paddings[three], out_grids[three]
-    call = _PoolCall(B, C, weights[0].shape[1], num_class)
-    call.grid[:] = grid
-    call.x, call.poolings, call.num_poolings = _tokens(x), poolings, len(weights)
-    call.dtype, call.out_dtype = _DTYPES[x.dtype], _DTYPES[dtype]
+        pooling.out, pooling.out_stride, pooling.eps = starts[target], outs[target].stride(0), eps[i]
+        pooling.kernel[:], pooling.stride[:] = own[:3], own[3:6]
+        pooling.padding[:], pooling.out_grid[:] = own[6:9], own[9:]
+        t, h, w = own[9:]
+        starts[target] += (num_class + t * h * w) * C * dtype.itemsize
+    call = _PoolCall(B, C, num_class, volumes, len(xs), poolings, len(weights), _DTYPES[xs[0].dtype], _DTYPES[dtype])
     _run("pool_norm", call)
     return outs
 

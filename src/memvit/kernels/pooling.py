@@ -6,7 +6,6 @@ gradients are wanted, and on CUDA, kernels of ours pool queries, keys and values
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -62,25 +61,54 @@ class Pooling(NamedTuple):
         return t, h, w
 
 
-def pool_norm(x: Tensor, grid: Size3, poolings: Sequence[Pooling], *, num_class: int) -> list[Tensor]:
+class Front(NamedTuple):
+    """Tokens of another clip, with a pooling of their own, that go in front of pooled ones: what attention looks back at.
+
+    Attributes:
+        x: (B, num_class + T H W, C).
+        grid: its (T, H, W).
+        pooling: what pools it.
+    """
+
+    x: Tensor
+    grid: Size3
+    pooling: Pooling
+
+
+def pool_norm(
+    x: Tensor, grid: Size3, poolings: Sequence[Pooling], *, num_class: int, fronts: Sequence[Front | None] = ()
+) -> list[Tensor]:
     """Pools tokens in one or several ways; class tokens pass the convolution by, not the LayerNorm.
 
     Args:
         x: (B, num_class + T H W, C), class tokens first, then time, height, width.
         grid: (T, H, W).
+        fronts: for each pooling, what goes in front of its result; left out: nothing.
 
     Returns:
-        (B, num_class + T' H' W', C) for each pooling; by our kernels, under autocast, in autocast's dtype.
+        (B, num_class + T' H' W', C) for each pooling, n more tokens first where there is a front, which pools to n; by our
+        kernels, under autocast, in autocast's dtype.
     """
     dtype = compute_dtype(x)
     if not poolings:
         return []
-    parameters = [t for p in poolings for t in (p.weight, p.norm_weight, p.norm_bias)]
+    fronts = fronts or [None] * len(poolings)
     if not use_reference():
-        if dtype in (torch.float32, torch.bfloat16) and cpu.can_run(x, *parameters):
-            plan = frozen(parameters, ("pool_norm", grid, cpu.lanes()), lambda: _make_plan(grid, poolings))
-            if plan is not None:
-                return _cpu_pool_norm(x, list(grid), *plan, poolings[0].eps, num_class, dtype)
+        outs = _pool_norm_on_cpu(x, grid, poolings, num_class, fronts, dtype)
+        if outs is not None:
+            return outs
+    pooled = _pool_norm_alone(x, grid, poolings, num_class, dtype)
+    for i, front in enumerate(fronts):
+        if front is not None:
+            first = pool_norm(front.x, front.grid, [front.pooling], num_class=num_class)[0]
+            pooled[i] = torch.cat([first.to(pooled[i].dtype), pooled[i]], dim=1)
+    return pooled
+
+
+def _pool_norm_alone(
+    x: Tensor, grid: Size3, poolings: Sequence[Pooling], num_class: int, dtype: torch.dtype
+) -> list[Tensor]:
+    if not use_reference():
         cast = x.to(dtype) if x.is_cuda else x
         if triton_pooling.can_pool(cast, poolings):
             return triton_pooling.triton_pool_norm(cast, grid, poolings, num_class=num_class)
@@ -126,55 +154,83 @@ def _trains_in_low_precision(volume: Tensor) -> bool:
     return torch.is_autocast_enabled("cpu") or volume.dtype != torch.float32
 
 
-class _Plan(NamedTuple):
-    """What the kernel on CPUs needs to know besides the tokens."""
+class _Job(NamedTuple):
+    """One pooling of the kernel on CPUs: tokens of one grid, and which result they go to, one behind the other."""
 
+    source: int
+    target: int
+    grid: Size3
+    pooling: Pooling
+
+
+class _Plan(NamedTuple):
+    """What the kernel needs to know besides the tokens; `cpu.pool_norm` says how it is laid out."""
+
+    grids: list[int]
     weights: list[Tensor]
     norms: list[Tensor]
-    kernels: list[int]
-    strides: list[int]
-    paddings: list[int]
-    out_grids: list[int]
+    sizes: list[int]
+    eps: list[float]
 
 
-def _make_plan(grid: Size3, poolings: Sequence[Pooling]) -> _Plan | None:
-    """None: the kernel does not do that."""
-    out_grids = [p.output_grid(grid) for p in poolings]
-    starts = [tuple((n - 1) // s + 1 for n, s in zip(grid, p.stride, strict=True)) for p in poolings]
-    first = poolings[0]
-    alike = all(p.weight.shape[0] == first.weight.shape[0] and p.eps == first.eps for p in poolings)
-    if starts != out_grids or not alike or first.weight.shape[0] % cpu.lanes():
+def _pool_norm_on_cpu(
+    x: Tensor,
+    grid: Size3,
+    poolings: Sequence[Pooling],
+    num_class: int,
+    fronts: Sequence[Front | None],
+    dtype: torch.dtype,
+) -> list[Tensor] | None:
+    """What `pool_norm` gives, by the C++ kernel; None where it does not do that."""
+    if dtype not in (torch.float32, torch.bfloat16) or not cpu.is_available():
         return None
-    return _Plan(
-        [p.weight.detach().flatten(1).T.float().contiguous() for p in poolings],
-        [t.detach().float().contiguous() for p in poolings for t in (p.norm_weight, p.norm_bias)],
-        [n for p in poolings for n in p.kernel],
-        [n for p in poolings for n in p.stride],
-        [n for p in poolings for n in p.padding],
-        [n for sizes in out_grids for n in sizes],
-    )
+    volumes, jobs = [x], []
+    for target, (pooling, front) in enumerate(zip(poolings, fronts, strict=True)):
+        if front is not None:
+            jobs.append(_Job(len(volumes), target, front.grid, front.pooling))
+            volumes.append(front.x if front.x.dtype == x.dtype else front.x.to(x.dtype))
+        jobs.append(_Job(0, target, grid, pooling))
+    parameters = [t for job in jobs for t in (job.pooling.weight, job.pooling.norm_weight, job.pooling.norm_bias)]
+    if not cpu.can_run(*volumes, *parameters):
+        return None
+    key = ("pool_norm", tuple((job.source, job.target, job.grid) for job in jobs), cpu.lanes())
+    plan = frozen(parameters, key, lambda: _make_plan(grid, fronts, jobs))
+    return None if plan is None else _cpu_pool_norm(volumes, *plan, num_class, dtype)
+
+
+def _make_plan(grid: Size3, fronts: Sequence[Front | None], jobs: Sequence[_Job]) -> _Plan | None:
+    """None: the kernel does not do that."""
+    weights, norms, sizes, eps = [], [], [], []
+    for source, target, own_grid, pooling in jobs:
+        out_grid = pooling.output_grid(own_grid)
+        starts = tuple((n - 1) // s + 1 for n, s in zip(own_grid, pooling.stride, strict=True))
+        if starts != out_grid or pooling.weight.shape[0] % cpu.lanes():
+            return None
+        weights.append(pooling.weight.detach().flatten(1).T.float().contiguous())
+        norms += [t.detach().float().contiguous() for t in (pooling.norm_weight, pooling.norm_bias)]
+        sizes += [source, target, *pooling.kernel, *pooling.stride, *pooling.padding, *out_grid]
+        eps.append(pooling.eps)
+    grids = [n for size in (grid, *(front.grid for front in fronts if front is not None)) for n in size]
+    return _Plan(grids, weights, norms, sizes, eps)
 
 
 def _fake(
-    x: Tensor,
-    grid: list[int],
+    xs: list[Tensor],
+    grids: list[int],
     weights: list[Tensor],
     norms: list[Tensor],
-    kernels: list[int],
-    strides: list[int],
-    paddings: list[int],
-    out_grids: list[int],
-    eps: float,
+    sizes: list[int],
+    eps: list[float],
     num_class: int,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    sizes = [math.prod(out_grids[3 * i : 3 * i + 3]) for i in range(len(weights))]
-    return [x.new_empty(x.shape[0], num_class + size, x.shape[2], dtype=dtype) for size in sizes]
+    B, _, C = xs[0].shape
+    return [xs[0].new_empty(B, n, C, dtype=dtype) for n in cpu.pooled_tokens(sizes, num_class)]
 
 
 _cpu_pool_norm = register(
-    "cpu_pool_norm(Tensor x, int[] grid, Tensor[] weights, Tensor[] norms, int[] kernels, int[] strides, int[] paddings, "
-    "int[] out_grids, float eps, int num_class, ScalarType dtype) -> Tensor[]",
+    "cpu_pool_norm(Tensor[] xs, int[] grids, Tensor[] weights, Tensor[] norms, int[] sizes, float[] eps, int num_class, "
+    "ScalarType dtype) -> Tensor[]",
     cpu.pool_norm,
     _fake,
 )

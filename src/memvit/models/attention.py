@@ -16,9 +16,9 @@ from memvit.kernels.attention import AttentionTerm, RelativePositions, attention
 from memvit.kernels.backend import use_reference
 from memvit.kernels.frozen import frozen, stamp_of
 from memvit.kernels.linear import Linear
-from memvit.kernels.pooling import Pooling, pool_norm
+from memvit.kernels.pooling import Front, Pooling, pool_norm
 from memvit.models.config import MViTConfig, Size3
-from memvit.models.layer_memory import Attended, Compress, LayerMemory, SlotMasks
+from memvit.models.layer_memory import Compress, LayerMemory, SlotMasks
 from memvit.models.plan import BlockPlan, conv_output_size
 from memvit.models.positions import KeyGrid, PositionTables, relative_positions, resize_table
 
@@ -115,18 +115,15 @@ class PoolingAttention(nn.Module):
             (B, N', attention_dim), the grid of the pooled queries, and what the layer remembers after this clip.
         """
         q_grid, k_grid = self.output_grid(grid), self.key_grid(grid)
-        if self.config.pool_first:
-            q, k, v = self._pool_together(x, grid)
-        else:
-            projected = (self.q(x), self.k(x), self.v(x)) if self.config.separate_qkv else self.qkv(x).chunk(3, dim=-1)
-            q, k, v = (self._pool(name, t, grid) for name, t in zip("qkv", projected, strict=True))
-
         past_k = past_v = remembered = None
         if memory is not None and self.keeps_projections():
-            past, remembered, k, v = self._look_back(memory, k, v, k_grid)
-            past_k, past_v = (self._heads(t.flatten(1, 2)) for t in (past.k, past.v))
-            q = self.q(q)
+            q, k, v, past_k, past_v, remembered = self._look_back(x, grid, memory)
         else:
+            if self.config.pool_first:
+                q, k, v = self._pool_together(x, grid)
+            else:
+                qkv = (self.q(x), self.k(x), self.v(x)) if self.config.separate_qkv else self.qkv(x).chunk(3, dim=-1)
+                q, k, v = (self._pool(name, t, grid) for name, t in zip("qkv", qkv, strict=True))
             if memory is not None:
                 assert slots is not None
                 past = memory.attend(self.config.memory, slots.valid, *self._compressions(k_grid))
@@ -142,8 +139,8 @@ class PoolingAttention(nn.Module):
             q,
             self._heads(k),
             self._heads(v),
-            past_k=past_k,
-            past_v=past_v,
+            past_k=None if past_k is None else self._heads(past_k),
+            past_v=None if past_v is None else self._heads(past_v),
             positions=self._positions(grid, has_memory=memory is not None),
             terms=[self._causal_term(q, grid, memory is not None)] if self.config.causal else (),
             key_mask=self._key_mask(grid, slots if memory is not None else None, k.device),
@@ -163,20 +160,32 @@ class PoolingAttention(nn.Module):
         return not torch.is_grad_enabled() and self.config.memory.boundary == "mask" and not use_reference()
 
     def _look_back(
-        self, memory: LayerMemory, k: Tensor, v: Tensor, k_grid: Size3
-    ) -> tuple[Attended, LayerMemory, Tensor, Tensor]:
-        """The past as attention takes it, the memory after this clip, and its own keys and values, projected.
+        self, x: Tensor, grid: Size3, memory: LayerMemory
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, LayerMemory]:
+        """Queries, keys and values, projected, and what the layer remembers after this clip.
 
-        Every past clip is compressed and projected once in its life.
+        Every past clip is compressed and projected once in its life. The newest one that is attended is compressed into the
+        rows in front of this clip's keys and values, and projected with them: nothing is joined, and weights are read once.
+
+        Returns:
+            Queries; keys and values of this clip and that past one; those of the clips before it, oldest first (None: there
+            are none); the memory.
         """
+        config = self.config.memory
         modules: list[Any] = [self.k, self.v]
         if self.compresses:
             modules += [self.compress_k, self.norm_compress_k, self.compress_v, self.norm_compress_v]
-        weights = [p for module in modules for p in (module.weight, module.bias) if p is not None]
-        past, projected_k, projected_v = memory.attend_projected(
-            self.config.memory, (k, v), self._compressions(k_grid), (self.k, self.v), stamp_of(weights)
-        )
-        return past, memory.append(k, v, past), projected_k, projected_v
+        stamp = stamp_of([p for module in modules for p in (module.weight, module.bias) if p is not None])
+        older = memory.older_projected(config, self._compressions(self.key_grid(grid)), (self.k, self.v), stamp)
+
+        q, k, v = self._pool_together(x, grid, behind=memory.newest_attended(config))
+        projected = self.k(k), self.v(v)
+        num_first = k.shape[1] - int(self.config.class_token) - math.prod(self.key_grid(grid))
+        remembered = memory.append_projected(config, (k, v), projected, num_first, older, stamp)
+        past_k = past_v = None
+        if config.length > 1:
+            past_k, past_v = (t[:, :: config.gap].flatten(1, 2).to(projected[0].dtype) for t in (older.k, older.v))
+        return self.q(q), *projected, past_k, past_v, remembered
 
     def output_grid(self, grid: Size3) -> Size3:
         """The grid of the pooled queries, that is, of the block's output."""
@@ -208,12 +217,24 @@ class PoolingAttention(nn.Module):
         pooled = pool(x[:, num_class:].unflatten(1, grid).permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).flatten(1, 3)
         return torch.cat([x[:, :num_class], pooled], dim=1) if num_class else pooled
 
-    def _pool_together(self, x: Tensor, grid: Size3) -> list[Tensor]:
-        """Queries, keys and values of the same tokens."""
+    def _pool_together(self, x: Tensor, grid: Size3, behind: tuple[Tensor, Tensor] | None = None) -> list[Tensor]:
+        """Queries, keys and values of the same tokens, the latter two `behind` those of a past clip, which are compressed."""
+        past = dict(zip("kv", behind, strict=True)) if behind is not None else {}
         learned = [name for name in "qkv" if isinstance(getattr(self, f"pool_{name}"), nn.Conv3d)]
         poolings = [self._pooling(name) for name in learned]
-        pooled = dict(zip(learned, pool_norm(x, grid, poolings, num_class=int(self.config.class_token)), strict=True))
-        return [pooled[name] if name in pooled else self._pool(name, x, grid) for name in "qkv"]
+        num_class, key_grid = int(self.config.class_token), self.key_grid(grid)
+        fronts: list[Front | None] = [None] * len(learned)
+        if self.compresses:
+            for i, name in enumerate(learned):
+                if name in past:
+                    fronts[i] = Front(past.pop(name), key_grid, self._compressing(name))
+        found = dict(zip(learned, pool_norm(x, grid, poolings, num_class=num_class, fronts=fronts), strict=True))
+        pooled = [found[name] if name in found else self._pool(name, x, grid) for name in "qkv"]
+        for name, first in past.items():
+            i = "qkv".index(name)
+            first = self._compression(name, key_grid)(first).to(pooled[i].dtype)
+            pooled[i] = torch.cat([first, pooled[i]], dim=1)
+        return pooled
 
     def _pooling(self, name: str) -> Pooling:
         conv, norm = getattr(self, f"pool_{name}"), getattr(self, f"norm_{name}")
@@ -226,9 +247,12 @@ class PoolingAttention(nn.Module):
     def _compression(self, name: str, key_grid: Size3) -> Compress:
         if not self.compresses:
             return lambda x: x
-        conv, norm = getattr(self, f"compress_{name}"), getattr(self, f"norm_compress_{name}")
-        pooling = Pooling(conv.weight, conv.stride, norm.weight, norm.bias, norm.eps)
+        pooling = self._compressing(name)
         return lambda x: pool_norm(x, key_grid, [pooling], num_class=int(self.config.class_token))[0]
+
+    def _compressing(self, name: str) -> Pooling:
+        conv, norm = getattr(self, f"compress_{name}"), getattr(self, f"norm_compress_{name}")
+        return Pooling(conv.weight, conv.stride, norm.weight, norm.bias, norm.eps)
 
     def _positions(self, grid: Size3, has_memory: bool) -> RelativePositions | None:
         """Relative positions of this clip's queries against all keys, memory's first."""
@@ -279,8 +303,9 @@ class PoolingAttention(nn.Module):
             taken = torch.ones(1, num_present, dtype=torch.bool, device=device)
         else:
             num_past = num_class + math.prod(self.memory_grid(grid))
-            taken = F.pad(slots.seen.repeat_interleave(num_past, dim=1), (0, num_present), value=True)
+            taken = slots.keys(num_past, num_present)
         if hides_class_token:
+            taken = taken.clone()
             taken[:, -num_present] = False
         return taken
 

@@ -9,10 +9,11 @@ projects one past clip too: what is remembered costs its attention and nothing e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from memvit.kernels.frozen import Stamp
@@ -111,47 +112,64 @@ class LayerMemory:
             append_slot(self.compressed_v, kept_v),
         )
 
-    def attend_projected(
+    def newest_attended(self, config: MemoryConfig) -> tuple[Tensor, Tensor]:
+        """Keys and values, (B, N, dim), of the newest clip that this step attends, as they were."""
+        return self.waiting_k[:, -config.gap], self.waiting_v[:, -config.gap]
+
+    def older_projected(
         self,
         config: MemoryConfig,
-        present: tuple[Tensor, Tensor],
         compress: tuple[Compress, Compress],
         project: tuple[Compress, Compress],
         stamp: Stamp | None,
-    ) -> tuple[Attended, Tensor, Tensor]:
-        """What `attend` gives, projected, where the weights stay as they are and boundaries are masked.
+    ) -> Projected:
+        """The clips before that one, projected, where the weights stay as they are and boundaries are masked.
 
         Args:
-            present: keys and values of the clip itself, (B, N, dim) each.
             compress, project: for keys and values: (n, N, dim) -> (n, N', dim), and (n, N, dim) -> (n, N, attention_dim).
             stamp: of the weights; what other weights have projected is projected anew.
-
-        Returns:
-            The past, and the present keys and values, projected.
         """
-        gap, pipelined = config.gap, config.compression == "pipelined"
-        waiting, compressed = (self.waiting_k, self.waiting_v), (self.compressed_k, self.compressed_v)
         older = self.projected
-        if older is None or (older.stamp is not None and older.stamp != stamp):
-            k, v = (
-                _per_clip(project[i], compressed[i] if pipelined else _per_clip(compress[i], waiting[i][:, :-gap]))
-                for i in range(2)
-            )
-            older = Projected(k, v, stamp)
-        first = [compress[i](waiting[i][:, -gap]) for i in range(2)]
-        # The present and the past clip together: one multiplication, and the weights are read once.
-        num_first = first[0].shape[1]
-        joint = [project[i](torch.cat([first[i].to(present[i].dtype), present[i]], dim=1)) for i in range(2)]
+        if older is not None and (older.stamp is None or older.stamp == stamp):
+            return older
+        waiting, compressed = (self.waiting_k, self.waiting_v), (self.compressed_k, self.compressed_v)
+        pipelined = config.compression == "pipelined"
         k, v = (
-            torch.cat([slots.to(both.dtype), both[:, None, :num_first]], dim=1)
-            for slots, both in zip((older.k, older.v), joint, strict=True)
+            _per_clip(project[i], compressed[i] if pipelined else _per_clip(compress[i], waiting[i][:, : -config.gap]))
+            for i in range(2)
         )
-        kept_k, kept_v = compressed
-        if pipelined:
-            kept_k, kept_v = (append_slot(compressed[i], first[i][:, None]) for i in range(2))
-        projected = Projected(_as_before(k[:, 1:], older.k), _as_before(v[:, 1:], older.v), stamp)
-        past = Attended(k[:, ::gap], v[:, ::gap], kept_k, kept_v, projected)
-        return past, joint[0][:, num_first:], joint[1][:, num_first:]
+        return Projected(k, v, stamp)
+
+    def append_projected(
+        self,
+        config: MemoryConfig,
+        keys_values: tuple[Tensor, Tensor],
+        projected: tuple[Tensor, Tensor],
+        num_first: int,
+        older: Projected,
+        stamp: Stamp | None,
+    ) -> LayerMemory:
+        """The memory after this clip, what was projected in this step included.
+
+        Args:
+            keys_values: (B, num_first + N, dim): `newest_attended`, compressed, and this clip's.
+            projected: the same, projected, (B, num_first + N, attention_dim).
+            older: what `older_projected` gave.
+        """
+        (first_k, k), (first_v, v) = ((t[:, :num_first], t[:, num_first:]) for t in keys_values)
+        kept_k, kept_v = self.compressed_k, self.compressed_v
+        if config.compression == "pipelined":
+            kept_k, kept_v = append_slot(kept_k, first_k[:, None]), append_slot(kept_v, first_v[:, None])
+        new_k, new_v = (
+            _push(slots, t[:, None, :num_first]) for slots, t in zip((older.k, older.v), projected, strict=True)
+        )
+        return LayerMemory(
+            append_slot(self.waiting_k, k[:, None]),
+            append_slot(self.waiting_v, v[:, None]),
+            kept_k,
+            kept_v,
+            Projected(new_k, new_v, stamp),
+        )
 
     def append(self, k: Tensor, v: Tensor, attended: Attended) -> LayerMemory:
         """The memory after this clip, whose keys and values (B, N, dim) enter the newest slot, detached."""
@@ -160,7 +178,6 @@ class LayerMemory:
             append_slot(self.waiting_v, v[:, None]),
             attended.kept_compressed_k,
             attended.kept_compressed_v,
-            attended.projected,
         )
 
     def skip(self, config: MemoryConfig, valid: Tensor) -> LayerMemory:
@@ -174,16 +191,14 @@ class Attended:
     """One layer's view of the past in one step.
 
     Attributes:
-        k, v: (B, M, N', dim), oldest first, in this step's graph; (B, M, N', attention_dim) where they are projected.
+        k, v: (B, M, N', dim), oldest first, in this step's graph.
         kept_compressed_k, kept_compressed_v: the compressed slots after this step, detached.
-        projected: the projected slots after this step, if they are kept.
     """
 
     k: Tensor
     v: Tensor
     kept_compressed_k: Tensor
     kept_compressed_v: Tensor
-    projected: Projected | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +212,16 @@ class SlotMasks:
 
     valid: Tensor
     seen: Tensor
+    _keys: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def keys(self, num_past: int, num_present: int) -> Tensor:
+        """Which keys take part, bool (B, M x num_past + num_present); the same for all layers with as many keys."""
+        taken = self._keys.get((num_past, num_present))
+        if taken is None:
+            taken = F.pad(self.seen.repeat_interleave(num_past, dim=1), (0, num_present), value=True)
+            if not torch.compiler.is_compiling():  # a compiler sees for itself what is the same
+                self._keys[num_past, num_present] = taken
+        return taken
 
 
 def empty_layer(
@@ -231,13 +256,15 @@ def append_slot(slots: Tensor, new: Tensor) -> Tensor:
     if slots.shape[1] == 0:
         return slots
     if slots.shape[1] == 1:
-        return new.detach().to(slots.dtype)
+        new = new.detach().to(slots.dtype)
+        # Part of something larger, perhaps: what a compiled step returns to itself must be laid out as before.
+        return new.contiguous() if torch.compiler.is_compiling() else new
     return torch.cat([slots[:, 1:], new.detach().to(slots.dtype)], dim=1)
 
 
-def _as_before(new: Tensor, old: Tensor) -> Tensor:
-    """A compiled step is compiled again if what it returns to itself has another layout; a plain one spares the copy."""
-    return new.to(old.dtype).contiguous() if torch.compiler.is_compiling() else new
+def _push(slots: Tensor, new: Tensor) -> Tensor:
+    """`append_slot` that copies `new` even to a single slot: a view would keep alive all that it is a part of."""
+    return torch.cat([slots[:, 1:], new.to(slots.dtype)], dim=1) if slots.shape[1] else slots
 
 
 def _per_clip(compress: Compress, entries: Tensor) -> Tensor:

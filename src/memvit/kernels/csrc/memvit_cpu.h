@@ -41,23 +41,32 @@ struct memvit_attention_call {
   int32_t reserved;
 };
 
+// Tokens on a grid: `num_class` class tokens, then time, height, width.
+struct memvit_volume {
+  memvit_tokens x;
+  int64_t grid[3];
+};
+
 struct memvit_pooling {
-  const float* weight;  // (kt * kh * kw, c), c channels of one head
+  int64_t source;         // which volume it reads
+  int64_t head_channels;  // c, of one head
+  const float* weight;    // (kt * kh * kw, c)
   const float* norm_weight;
   const float* norm_bias;
-  void* out;            // (B, num_class + T' H' W', C), contiguous
+  void* out;              // num_class + T' H' W' tokens of C channels, contiguous, for each of the B streams
+  int64_t out_stride;     // from one stream to the next, in elements
   int64_t kernel[3], stride[3], padding[3], out_grid[3];
   float eps;
   int32_t reserved;
 };
 
 struct memvit_pool_call {
-  int64_t batch, channels, head_channels, num_class;
-  int64_t grid[3];
-  memvit_tokens x;
+  int64_t batch, channels, num_class;
+  const memvit_volume* volumes;
+  int64_t num_volumes;
   const memvit_pooling* poolings;
   int64_t num_poolings;
-  int32_t dtype;        // of x
+  int32_t dtype;        // of all x
   int32_t out_dtype;
 };
 

@@ -22,10 +22,11 @@ static inline void normalize(const float* row, int64_t c, const float* weight, c
 template <typename T, typename U>
 struct PoolNorm {
   const memvit_pool_call& call;
+  const memvit_volume& volume;
   static constexpr int STEP = MR;  // outputs along a row that are computed together
 
   const T* token(int64_t b, int64_t n) const {
-    return static_cast<const T*>(call.x.data) + b * call.x.batch_stride + n * call.x.token_stride;
+    return static_cast<const T*>(volume.x.data) + b * volume.x.batch_stride + n * volume.x.token_stride;
   }
 
   // L outputs next to one another, W channels: each loaded input serves three of them.
@@ -43,21 +44,21 @@ struct PoolNorm {
   // One row of outputs at (b, t, h): kernels three wide of stride one, STEP outputs at a time.
   template <int L>
   void dense(const memvit_pooling& pool, int64_t b, int64_t t, int64_t h, int64_t w0, const T* zeros, float* conv) const {
-    const int64_t C = call.channels, c = call.head_channels;
+    const int64_t C = call.channels, c = pool.head_channels;
     const int64_t kt = pool.kernel[0], kh = pool.kernel[1];
     const T* columns[32][STEP + 2];
     const float* weights[32];
     int num = 0;
     for (int64_t i = 0; i < kt; i++) {
       const int64_t from_t = t * pool.stride[0] + i - pool.padding[0];
-      if (from_t < 0 || from_t >= call.grid[0]) continue;
+      if (from_t < 0 || from_t >= volume.grid[0]) continue;
       for (int64_t j = 0; j < kh; j++) {
         const int64_t from_h = h * pool.stride[1] + j - pool.padding[1];
-        if (from_h < 0 || from_h >= call.grid[1]) continue;
-        const int64_t row = call.num_class + (from_t * call.grid[1] + from_h) * call.grid[2];
+        if (from_h < 0 || from_h >= volume.grid[1]) continue;
+        const int64_t row = call.num_class + (from_t * volume.grid[1] + from_h) * volume.grid[2];
         for (int64_t k = 0; k < L + 2; k++) {
           const int64_t from_w = w0 + k - pool.padding[2];
-          columns[num][k] = from_w < 0 || from_w >= call.grid[2] ? zeros : token(b, row + from_w);
+          columns[num][k] = from_w < 0 || from_w >= volume.grid[2] ? zeros : token(b, row + from_w);
         }
         weights[num++] = pool.weight + (i * kh + j) * 3 * c;
       }
@@ -76,24 +77,24 @@ struct PoolNorm {
   template <int L, int NUM>
   void taps(const memvit_pooling& pool, int64_t b, int64_t t, int64_t h, int64_t w, int64_t channel, int64_t filter,
             float* conv) const {
-    const int64_t C = call.channels, c = call.head_channels;
+    const int64_t C = call.channels, c = pool.head_channels;
     Vec acc[L][NUM];
     for (int l = 0; l < L; l++)
       for (int v = 0; v < NUM; v++) acc[l][v] = set1(0);
     for (int64_t i = 0; i < pool.kernel[0]; i++) {
       const int64_t from_t = t * pool.stride[0] + i - pool.padding[0];
-      if (from_t < 0 || from_t >= call.grid[0]) continue;
+      if (from_t < 0 || from_t >= volume.grid[0]) continue;
       for (int64_t j = 0; j < pool.kernel[1]; j++) {
         const int64_t from_h = h * pool.stride[1] + j - pool.padding[1];
-        if (from_h < 0 || from_h >= call.grid[1]) continue;
-        const int64_t row = call.num_class + (from_t * call.grid[1] + from_h) * call.grid[2];
+        if (from_h < 0 || from_h >= volume.grid[1]) continue;
+        const int64_t row = call.num_class + (from_t * volume.grid[1] + from_h) * volume.grid[2];
         for (int64_t k = 0; k < pool.kernel[2]; k++) {
           const float* weight = pool.weight + ((i * pool.kernel[1] + j) * pool.kernel[2] + k) * c + filter;
           Vec weights[NUM];
           for (int v = 0; v < NUM; v++) weights[v] = load(weight + v * W);
           for (int l = 0; l < L; l++) {
             const int64_t from_w = (w + l) * pool.stride[2] + k - pool.padding[2];
-            if (from_w < 0 || from_w >= call.grid[2]) continue;
+            if (from_w < 0 || from_w >= volume.grid[2]) continue;
             const T* x = token(b, row + from_w) + channel;
             for (int v = 0; v < NUM; v++) acc[l][v] = fma(load(x + v * W), weights[v], acc[l][v]);
           }
@@ -107,7 +108,7 @@ struct PoolNorm {
   template <int L>
   void sparse(const memvit_pooling& pool, int64_t b, int64_t t, int64_t h, int64_t w, float* conv) const {
     constexpr int MOST = MR / 2;  // vectors at a time
-    const int64_t c = call.head_channels;
+    const int64_t c = pool.head_channels;
     for (int64_t head = 0; head < call.channels; head += c)
       for (int64_t i = 0; i < c;) {
         const int64_t left = (c - i) / W;
@@ -118,9 +119,8 @@ struct PoolNorm {
   }
 
   void norm(const memvit_pooling& pool, const float* conv, int64_t b, int64_t n) const {
-    const int64_t C = call.channels, c = call.head_channels;
-    const int64_t N = call.num_class + pool.out_grid[0] * pool.out_grid[1] * pool.out_grid[2];
-    U* out = static_cast<U*>(pool.out) + (b * N + n) * C;
+    const int64_t C = call.channels, c = pool.head_channels;
+    U* out = static_cast<U*>(pool.out) + b * pool.out_stride + n * C;
     for (int64_t head = 0; head < C; head += c) normalize(conv + head, c, pool.norm_weight, pool.norm_bias, pool.eps, out + head);
   }
 
@@ -171,30 +171,36 @@ struct PoolNorm {
 
 template <typename T, typename U>
 static int32_t run_pool_norm(const memvit_pool_call& call, memvit_parallel_for parallel_for) {
-  PoolNorm<T, U> pool_norm{call};
+  for (int64_t v = 0; v < call.num_volumes; v++) {
+    PoolNorm<T, U> pool_norm{call, call.volumes[v]};
 
-  // A row of inputs is where one row of outputs of some or all poolings begins: what one has read the next finds in cache.
-  parallel_for(0, call.batch * call.grid[0] * call.grid[1], 4, [](int64_t begin, int64_t end, void* context) {
-    static thread_local Scratch scratch;
-    const auto& self = *static_cast<const PoolNorm<T, U>*>(context);
-    const int64_t T0 = self.call.grid[0], H0 = self.call.grid[1];
-    for (int64_t i = begin; i < end; i++) {
-      const int64_t b = i / (T0 * H0), from_t = i / H0 % T0, from_h = i % H0;
-      for (int64_t p = 0; p < self.call.num_poolings; p++) {
-        const memvit_pooling& pool = self.call.poolings[p];
-        if (from_t % pool.stride[0] == 0 && from_h % pool.stride[1] == 0)
-          self.row(pool, b, from_t / pool.stride[0], from_h / pool.stride[1], scratch);
+    // A row of inputs is where one row of outputs of some or all poolings begins: what one has read the next finds in cache.
+    parallel_for(0, call.batch * call.volumes[v].grid[0] * call.volumes[v].grid[1], 4,
+                 [](int64_t begin, int64_t end, void* context) {
+      static thread_local Scratch scratch;
+      const auto& self = *static_cast<const PoolNorm<T, U>*>(context);
+      const int64_t T0 = self.volume.grid[0], H0 = self.volume.grid[1];
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t b = i / (T0 * H0), from_t = i / H0 % T0, from_h = i % H0;
+        for (int64_t p = 0; p < self.call.num_poolings; p++) {
+          const memvit_pooling& pool = self.call.poolings[p];
+          if (self.call.volumes + pool.source != &self.volume) continue;
+          if (from_t % pool.stride[0] == 0 && from_h % pool.stride[1] == 0)
+            self.row(pool, b, from_t / pool.stride[0], from_h / pool.stride[1], scratch);
+        }
       }
-    }
-  }, &pool_norm);
+    }, &pool_norm);
+  }
   return 0;
 }
 
 int32_t pool_norm(const memvit_pool_call* call, memvit_parallel_for parallel_for) {
-  if (call->head_channels % W || call->channels % call->head_channels) return 1;
-  for (int64_t p = 0; p < call->num_poolings; p++)  // every row of outputs must begin at a row of inputs, and the other way round
-    for (int axis = 0; axis < 2; axis++)
-      if ((call->grid[axis] - 1) / call->poolings[p].stride[axis] + 1 != call->poolings[p].out_grid[axis]) return 1;
+  for (int64_t p = 0; p < call->num_poolings; p++) {
+    const memvit_pooling& pool = call->poolings[p];
+    if (pool.head_channels % W || call->channels % pool.head_channels) return 1;
+    for (int axis = 0; axis < 2; axis++)  // every row of outputs must begin at a row of inputs, and the other way round
+      if ((call->volumes[pool.source].grid[axis] - 1) / pool.stride[axis] + 1 != pool.out_grid[axis]) return 1;
+  }
   if (call->dtype == MEMVIT_FLOAT32)
     return call->out_dtype == MEMVIT_FLOAT32 ? run_pool_norm<float, float>(*call, parallel_for)
                                              : run_pool_norm<float, bf16>(*call, parallel_for);
