@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from memvit.commands.models import choose_config, choose_device
+from memvit.commands.process import keep_freed_memory
 from memvit.commands.terminal import say, stderr_console, stdout_console
 
 
@@ -62,6 +63,7 @@ def benchmark(
     from memvit.benchmarks.speed import JSON_FILE, Plan, print_tables, run, write_report
     from memvit.models.hub import make_directory
 
+    keep_freed_memory()  # for all contenders
     target, config = choose_device(device), choose_config(model)
     if threads is not None and threads < 1:
         raise ValueError(f"--threads {threads}: give 1 or more")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from memvit.commands.models import ChosenModel, choose_device, choose_dtype, choose_model
-from memvit.commands.predict import share_cores
+from memvit.commands.process import keep_freed_memory, share_cores
 from memvit.commands.terminal import stderr_console
 
 NUM_AVA_ACTIONS = 80
@@ -80,6 +80,7 @@ def detect(
         image_fps: images per second of folders of images.
     """
     share_cores()
+    keep_freed_memory()
     from pathlib import Path
 
     from memvit.commands.batch import Batch, Reading

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Literal
 
 from memvit.commands.models import choose_device, choose_dtype, choose_model
+from memvit.commands.process import keep_freed_memory, share_cores
 from memvit.commands.terminal import stderr_console
 
 
@@ -70,6 +69,7 @@ def predict(
         compile: compile the model first, with CUDA graphs on a GPU. This takes a minute or more, and needs a C++ compiler.
     """
     share_cores()
+    keep_freed_memory()
     from pathlib import Path
 
     from memvit.commands.batch import Batch, Reading
@@ -123,12 +123,3 @@ def predict(
         )
 
     return batch.run(sources, root, Reading(start, end, image_fps, drop, max_attempts), chosen, recognise)
-
-
-def share_cores() -> None:
-    """Leaves to decoding the time that the model's threads would spend spinning while they wait for one another.
-
-    OpenMP reads this as it is loaded, with PyTorch: nothing happens where that is done, or where the user has chosen.
-    """
-    if "torch" not in sys.modules:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -97,7 +97,9 @@ class Block(nn.Module):
         x, n = add_layer_norm(self._pool_shortcut(shortcut, grid), self.drop_path(attended), self.norm2)
         shortcut = self.proj(n) if self.plan.attention_dim != self.plan.out_dim else x
         out = recomputed(self.mlp, n) if recompute_mlp else self.mlp(n)
-        return shortcut + self.drop_path(out), out_grid, remembered
+        if torch.is_grad_enabled():
+            return shortcut + self.drop_path(out), out_grid, remembered
+        return shortcut.add_(self.drop_path(out)), out_grid, remembered  # made above: nobody else has it
 
     def _pool_shortcut(self, x: Tensor, grid: Size3) -> Tensor:
         stride = self.plan.q_stride

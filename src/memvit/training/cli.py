@@ -19,6 +19,7 @@ import memvit.training.data
 import memvit.training.epic_kitchens
 import memvit.training.kinetics  # noqa: F401 - the data modules are found by their names
 from memvit.cli import TRAINING_COMMANDS
+from memvit.commands.process import keep_freed_memory
 from memvit.commands.terminal import say
 from memvit.training.averaging import WeightAverage
 from memvit.training.checkpoints import FOLDER, SECTION, AtomicCheckpointIO, Checkpoints, check_same, read_checkpoint
@@ -65,6 +66,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
         ValueError, FileNotFoundError: something the user can set right.
     """
     _quieten()
+    keep_freed_memory()
     TrainingCLI(console, list(arguments))
     return 0
 
