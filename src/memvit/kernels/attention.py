@@ -49,14 +49,14 @@ class AxisTable(NamedTuple):
         table: (size of the axis, entries, head_dim).
         entry: int32 (num_keys,), which entry each key takes, remembered keys first; -1: none, nothing is added.
         row: int32 (num_queries,), where each query is along the axis; -1 for class tokens.
-        packed: `pack_table(table)`, for the kernel on CPUs.
+        packed: `pack_tables(table)`, for the kernel on CPUs; None: to be packed when it runs.
     """
 
     axis: int
     table: Tensor
     entry: Tensor
     row: Tensor
-    packed: Tensor | None
+    packed: tuple[Tensor, Tensor] | None
 
 
 class RelativePositions(NamedTuple):
@@ -81,9 +81,25 @@ class RelativePositions(NamedTuple):
         return terms
 
 
-def pack_table(table: Tensor) -> Tensor:
-    """(rows, entries, head_dim) as the kernel on CPUs wants it: float32 (rows, head_dim, entries), times log2(e)."""
-    return F.pad(table.float().transpose(1, 2) * LOG2_E, (0, -table.shape[1] % 16)).contiguous()
+def pack_table(table: Tensor, dtype: torch.dtype) -> Tensor:
+    """A table as the kernel on CPUs wants it, times log2(e).
+
+    Args:
+        table: (rows, entries, head_dim).
+        dtype: of the kernel's operands (`cpu.operand_dtype`).
+
+    Returns:
+        float32 (rows, head_dim, entries), or bfloat16 (rows, head_dim / 2, entries, 2).
+    """
+    packed = F.pad(table.float().transpose(1, 2) * LOG2_E, (0, -table.shape[1] % 16))
+    if dtype == torch.bfloat16:
+        packed = packed.unflatten(1, (-1, 2)).transpose(2, 3).to(dtype)
+    return packed.contiguous()
+
+
+def pack_tables(table: Tensor) -> tuple[Tensor, Tensor] | None:
+    """A table packed for operands in float32 and in bfloat16; None where the kernel does not take such heads."""
+    return None if table.shape[2] % 2 else (pack_table(table, torch.float32), pack_table(table, torch.bfloat16))
 
 
 def attention(
@@ -115,14 +131,14 @@ def attention(
         (B, heads, num_queries, head_dim).
     """
     if not use_reference() and not terms and not dropout and _cpu_kernel_takes(q, k, v, past_k, past_v, positions):
-        tables = positions.tables if positions else ()
+        tables, dtype = positions.tables if positions else (), cpu.operand_dtype(q.dtype)
         return _cpu_attention(
             q,
             k,
             v,
             past_k,
             past_v,
-            [table.packed if table.packed is not None else pack_table(table.table) for table in tables],
+            [t.packed[dtype == torch.bfloat16] if t.packed else pack_table(t.table, dtype) for t in tables],
             [table.row for table in tables],
             [table.entry for table in tables],
             key_mask,

@@ -160,6 +160,11 @@ def lanes() -> int:
     return 8 if _level == 1 else 16
 
 
+def operand_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What attention to tensors of this dtype multiplies: bfloat16 where there are instructions for it."""
+    return torch.bfloat16 if dtype == torch.bfloat16 and LEVELS[_level] == "avx512_bf16" else torch.float32
+
+
 def _run(name: str, call: Structure) -> None:
     assert isinstance(_loaded, _Library)
     result = getattr(_loaded.handle, f"memvit_{name}")(byref(call), _level, _loaded.parallel_for)
@@ -185,7 +190,7 @@ def attention(
     scale: float,
     residual_from: int,
 ) -> Tensor:
-    """See `memvit.kernels.attention`; tables are packed (rows, head_dim, entries), `residual_from` is -1 for none."""
+    """See `memvit.kernels.attention`; tables are packed for `operand_dtype(q.dtype)`, `residual_from` is -1 for none."""
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     B, heads, num_queries, head_dim = q.shape
     out = q.new_empty(B, num_queries, heads, head_dim).transpose(1, 2)

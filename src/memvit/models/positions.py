@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memvit.kernels.attention import AxisTable, RelativePositions, pack_table
+from memvit.kernels.attention import AxisTable, RelativePositions, pack_tables
 from memvit.models.config import Size3
 
 
@@ -125,7 +125,7 @@ def relative_positions(q_grid: Size3, keys: Sequence[KeyGrid], num_class: int) -
         entry = torch.cat([_with_class(start + e, num_class) for start, (_, e) in zip(starts, parts, strict=True)])
         row = torch.arange(q_grid[axis], device=table.device, dtype=torch.int32)
         row = row.view([-1 if i == axis else 1 for i in range(3)]).expand(q_grid)
-        packed = pack_table(table) if packs and table.device.type == "cpu" else None
+        packed = pack_tables(table) if packs and table.device.type == "cpu" else None
         tables.append(AxisTable(axis, table, entry, F.pad(row.flatten(), (num_class, 0), value=-1), packed))
     return RelativePositions(q_grid, num_class, tuple(tables))
 

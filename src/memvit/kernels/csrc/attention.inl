@@ -36,31 +36,40 @@ struct Attention {
     const int64_t d = call.head_dim, depth = round_up(d, 2), n = plan.num_keys;
     O* k_out = packed + (b * call.heads + head) * packed_size;
     O* v_out = k_out + packed_k;
-    const int64_t last = round_up(n, P), pairs = sizeof(O) == 2 ? 2 : 1;
-    for (int64_t j = 0; j < last; j++) {
-      O* column = k_out + j / P * P * depth + j % P * pairs;
-      if (j >= n) {
-        for (int64_t c = 0; c < depth; c++) column[c / pairs * P * pairs + c % pairs] = O(0);
-        continue;
-      }
-      const T* row = key(call.k, plan.keys[j], b, head);
-      for (int64_t c = 0; c < d; c++) column[c / pairs * P * pairs + c % pairs] = cast(row[c]);
-      if (d < depth) column[(depth - 2) / pairs * P * pairs + 1] = O(0);
+    for (int64_t j = 0; j < round_up(n, P); j += W) {
+      const T* rows[W];
+      for (int64_t i = 0; i < W; i++) rows[i] = j + i < n ? key(call.k, plan.keys[j + i], b, head) : nullptr;
+      pack_keys(rows, reinterpret_cast<int32_t*>(k_out + j / P * P * depth) + j % P);
     }
-    const int64_t rows = round_up(n, 2);
-    for (int64_t j = 0; j < rows; j++) {
+    const int64_t num_rows = round_up(n, 2);
+    for (int64_t j = 0; j < num_rows; j += PAIRS) {
       const T* row = j < n ? key(call.v, plan.keys[j], b, head) : nullptr;
-      for (int64_t c0 = 0, panel = 0; c0 < d; c0 += P, panel++) {
-        O* line = v_out + (panel * rows + j / pairs * pairs) * P + j % pairs;
-        const int64_t width = smaller(P, d - c0);
-        for (int64_t c = 0; c < P; c++) line[c * pairs] = row && c < width ? cast(row[c0 + c]) : O(0);
+      const T* next = j + 1 < n ? key(call.v, plan.keys[j + 1], b, head) : nullptr;
+      for (int64_t c = 0; c < round_up(d, P); c += W) {
+        int32_t* line = reinterpret_cast<int32_t*>(v_out + (c / P * num_rows + j) * P) + c % P;
+        if (!row || c >= d) store_ints(line, no_ints());
+        else if constexpr (PAIRS == 2) store_ints(line, pairs_of(row + c, next ? next + c : nullptr));
+        else store(reinterpret_cast<float*>(line), load(row + c));
       }
     }
   }
 
-  static O cast(T x) {
-    if constexpr (sizeof(O) == sizeof(T)) return x;
-    else return get(&x);
+  static constexpr int PAIRS = sizeof(O) == 2 ? 2 : 1;  // operands in 32 bits
+
+  // W keys as W columns of a panel, `to` being the first of them; no key: zeros.
+  void pack_keys(const T* const (&rows)[W], int32_t* to) const {
+    const int64_t num = call.head_dim / PAIRS;
+    for (int64_t u = 0; u < num; u += W) {
+      const int64_t left = smaller(W, num - u);
+      Ints block[W];
+      for (int i = 0; i < W; i++) {
+        if (!rows[i]) block[i] = no_ints();
+        else if constexpr (sizeof(O) == sizeof(T)) block[i] = load_ints(reinterpret_cast<const int32_t*>(rows[i]) + u, left);
+        else block[i] = as_ints(load(rows[i] + u));
+      }
+      transpose(block);
+      for (int64_t i = 0; i < left; i++) store_ints(to + (u + i) * P, block[i]);
+    }
   }
 
   const T* key(const memvit_tokens (&tokens)[2], int64_t j, int64_t b, int64_t head) const {
@@ -77,7 +86,7 @@ struct Attention {
   // values[i - begin, :] = q[i] . table[row[i]] for the queries of a macro tile, those of the same table row together.
   void position_values(int64_t b, int64_t head, int64_t begin, int64_t end, float* values, Parts parts) const {
     const int64_t d = call.head_dim;
-    float* rows = parts.take<float>(MR * d);
+    O* rows = parts.take<O>(MR * d);
     int32_t* order = parts.take<int32_t>(end - begin);
     for (int64_t t = 0; t < call.num_terms; t++) {
       const memvit_term& term = call.terms[t];
@@ -92,20 +101,14 @@ struct Attention {
         else for (int64_t e = 0; e < term.entries; e += W) store(own + e, set1(0));
       }
       for (int64_t r = 0, from = 0; r < term.rows; from = starts[r], r++) {
-        const float* table = term.table + r * d * term.entries;
+        const O* table = static_cast<const O*>(term.table) + r * d * term.entries;
         while (from < starts[r]) {
           const int64_t left = starts[r] - from, count = left < MR ? left : left < 2 * MR ? (left + 1) / 2 : MR;
-          for (int64_t i = 0; i < MR; i++) {
-            const T* q = query(begin + order[from + smaller(i, count - 1)], b, head);
-            for (int64_t c = 0; c < d; c += W) store(rows + i * d + c, load(q + c));
-          }
+          for (int64_t i = 0; i < MR; i++) copy_query(begin + order[from + smaller(i, count - 1)], b, head, rows + i * d);
           for (int64_t e = 0; e < term.entries; e += W) {
-            Vec acc[MR];
-            for (int i = 0; i < MR; i++) acc[i] = set1(0);
-            if (count > MR / 2) products<MR>(acc, rows, table + e, term.entries);
-            else products<MR / 2>(acc, rows, table + e, term.entries);
-            for (int64_t i = 0; i < count; i++)
-              store(values + order[from + i] * value_width + value_starts[t] + e, acc[i]);
+            float* to = values + value_starts[t] + e;
+            if (count > MR / 2) products<MR>(rows, table + e * PAIRS, term.entries, order + from, count, to);
+            else products<MR / 2>(rows, table + e * PAIRS, term.entries, order + from, count, to);
           }
           from += count;
         }
@@ -114,14 +117,18 @@ struct Attention {
   }
 
   template <int R>
-  void products(Vec (&acc)[MR], const float* rows, const float* table, int64_t stride) const {
-    Vec own[R];
-    for (int i = 0; i < R; i++) own[i] = set1(0);
-    for (int64_t c = 0; c < call.head_dim; c++) {
-      Vec entries = load(table + c * stride);
-      for (int i = 0; i < R; i++) own[i] = fma(set1(rows[i * call.head_dim + c]), entries, own[i]);
-    }
-    for (int i = 0; i < R; i++) acc[i] = own[i];
+  void products(const O* rows, const O* table, int64_t stride, const int32_t* order, int64_t count, float* to) const {
+    Vec acc[R][1];
+    for (int i = 0; i < R; i++) acc[i][0] = set1(0);
+    multiply<R, 1>(acc, rows, call.head_dim, table, call.head_dim, stride);
+    for (int i = 0; i < R; i++)
+      if (i < count) store(to + order[i] * value_width, acc[i][0]);
+  }
+
+  void copy_query(int64_t i, int64_t b, int64_t head, O* to) const {
+    const T* from = query(i, b, head);
+    if constexpr (sizeof(O) == sizeof(T)) __builtin_memcpy(to, from, call.head_dim * sizeof(O));
+    else for (int64_t c = 0; c < call.head_dim; c += W) store(to + c, load(from + c));
   }
 
   // Logits of MR queries and V vectors of keys, times log2(e).
@@ -235,8 +242,7 @@ struct Attention {
         q_stride = call.q.token_stride;
       } else {  // converted, or filled up by repeating the last query
         for (int64_t i = 0; i < padded; i++) {
-          const T* row = query(i0 + smaller(i, num - 1), b, head);
-          for (int64_t c = 0; c < d; c++) queries[i * d + c] = cast(row[c]);
+          copy_query(i0 + smaller(i, num - 1), b, head, queries + i * d);
         }
         q = queries, q_stride = d;
       }

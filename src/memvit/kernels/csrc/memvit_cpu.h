@@ -20,7 +20,9 @@ struct memvit_tokens {
 
 // logits[i, j] += q[i] . table[row[i], :, entry[j]] for every query i and key j with row[i] >= 0 and entry[j] >= 0.
 struct memvit_term {
-  const float* table;    // (rows, head_dim, entries): multiplied by log2(e), entries padded to a multiple of 16
+  // Multiplied by log2(e), entries padded to a multiple of 16: float32 (rows, head_dim, entries), or, where operands are
+  // bfloat16 (dtype bfloat16 at level 3), bfloat16 (rows, head_dim / 2, entries, 2).
+  const void* table;
   const int32_t* row;    // (num_queries,)
   const int32_t* entry;  // (num_keys,)
   int64_t rows, entries;

@@ -51,6 +51,37 @@ static inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 static inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 static inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 static inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+static inline Ints load_ints(const int32_t* p, int64_t n) { return _mm512_maskz_loadu_epi32((__mmask16)((1u << n) - 1), p); }
+static inline Ints as_ints(Vec v) { return _mm512_castps_si512(v); }
+static inline void store_ints(void* p, Ints v) { _mm512_storeu_si512(p, v); }
+static inline Ints no_ints() { return _mm512_setzero_si512(); }
+// W pairs (a[i], b[i]).
+static inline Ints pairs_of(const bf16* a, const bf16* b) {
+  const Ints low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)a));
+  return b ? _mm512_or_si512(low, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)b)), 16)) : low;
+}
+// Rows become columns.
+static inline void transpose(Ints (&m)[W]) {
+  Ints t[W];
+  for (int i = 0; i < W; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(m[i], m[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(m[i], m[i + 1]);
+  }
+  for (int i = 0; i < W; i += 4)
+    for (int j = 0; j < 2; j++) {
+      m[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + 2 + j]);
+      m[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + 2 + j]);
+    }
+  for (int i = 0; i < W; i += 8)
+    for (int j = 0; j < 4; j++) {
+      t[i + j] = _mm512_shuffle_i32x4(m[i + j], m[i + 4 + j], 0x88);
+      t[i + 4 + j] = _mm512_shuffle_i32x4(m[i + j], m[i + 4 + j], 0xdd);
+    }
+  for (int j = 0; j < 8; j++) {
+    m[j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0x88);
+    m[8 + j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0xdd);
+  }
+}
 static inline float sum_of(Vec v) { return _mm512_reduce_add_ps(v); }
 static inline float max_of(Vec v) { return _mm512_reduce_max_ps(v); }
 // The first n lanes of v, `other` in the rest.
@@ -85,6 +116,7 @@ static inline Vec exp2_of(Vec x) {
 }
 #else
 using Vec = __m256;
+using Ints = __m256i;
 constexpr int W = 8;
 constexpr int MR = 4;
 static inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
@@ -103,6 +135,29 @@ static inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 static inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 static inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 static inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+static inline Ints load_ints(const int32_t* p, int64_t n) {
+  return _mm256_maskload_epi32(p, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
+}
+static inline Ints as_ints(Vec v) { return _mm256_castps_si256(v); }
+static inline void store_ints(void* p, Ints v) { _mm256_storeu_si256((__m256i*)p, v); }
+static inline Ints no_ints() { return _mm256_setzero_si256(); }
+static inline void transpose(Ints (&m)[W]) {
+  Ints t[W];
+  for (int i = 0; i < W; i += 2) {
+    t[i] = _mm256_unpacklo_epi32(m[i], m[i + 1]);
+    t[i + 1] = _mm256_unpackhi_epi32(m[i], m[i + 1]);
+  }
+  for (int i = 0; i < W; i += 4)
+    for (int j = 0; j < 2; j++) {
+      m[i + 2 * j] = _mm256_unpacklo_epi64(t[i + j], t[i + 2 + j]);
+      m[i + 2 * j + 1] = _mm256_unpackhi_epi64(t[i + j], t[i + 2 + j]);
+    }
+  for (int j = 0; j < 4; j++) {
+    t[j] = _mm256_permute2x128_si256(m[j], m[4 + j], 0x20);
+    t[4 + j] = _mm256_permute2x128_si256(m[j], m[4 + j], 0x31);
+  }
+  for (int j = 0; j < W; j++) m[j] = t[j];
+}
 static inline float sum_of(Vec v) {
   float values[W], sum = 0;
   _mm256_storeu_ps(values, v);
@@ -152,11 +207,12 @@ static inline Vec exp2_of(Vec x) {
 constexpr int NR = 3;       // vectors of a tile's row
 constexpr int P = NR * W;   // columns of a packed panel
 
-// acc[R][V] = sum over k of a[r][k] * b[k][v], with b packed in rows of P columns.
+// acc[R][V] = sum over k of a[r][k] * b[k][v]; rows of b are `b_stride` columns apart, P where they are a packed panel's.
 template <int R, int V>
 static inline __attribute__((always_inline)) void multiply(
-    Vec (&acc)[R][V], const float* __restrict a, int64_t a_stride, const float* __restrict b, int64_t depth) {
-  for (int64_t k = 0; k < depth; k++, b += P) {
+    Vec (&acc)[R][V], const float* __restrict a, int64_t a_stride, const float* __restrict b, int64_t depth,
+    int64_t b_stride = P) {
+  for (int64_t k = 0; k < depth; k++, b += b_stride) {
     Vec row[V];
     for (int v = 0; v < V; v++) row[v] = load(b + v * W);
     for (int r = 0; r < R; r++) {
@@ -167,11 +223,12 @@ static inline __attribute__((always_inline)) void multiply(
 }
 
 #if MEMVIT_LEVEL >= 3
-// The same with bfloat16 operands, two of the depth at a time: b packed in rows of P columns of pairs.
+// The same with bfloat16 operands, two of the depth at a time: columns of b are pairs.
 template <int R, int V>
 static inline __attribute__((always_inline)) void multiply(
-    Vec (&acc)[R][V], const bf16* __restrict a, int64_t a_stride, const bf16* __restrict b, int64_t depth) {
-  for (int64_t k = 0; k < depth; k += 2, b += 2 * P) {
+    Vec (&acc)[R][V], const bf16* __restrict a, int64_t a_stride, const bf16* __restrict b, int64_t depth,
+    int64_t b_stride = P) {
+  for (int64_t k = 0; k < depth; k += 2, b += 2 * b_stride) {
     __m512bh row[V];
     for (int v = 0; v < V; v++) row[v] = (__m512bh)_mm512_loadu_si512(b + v * 2 * W);
     for (int r = 0; r < R; r++) {
