@@ -12,7 +12,8 @@ kernels = Extension(
     "memvit.kernels._cpu",
     sources=[f"src/memvit/kernels/csrc/{name}.cpp" for name in SOURCES],
     depends=[
-        f"src/memvit/kernels/csrc/{name}" for name in ("memvit_cpu.h", "vectors.inl", "attention.inl", "pooling.inl")
+        f"src/memvit/kernels/csrc/{name}"
+        for name in ("memvit_cpu.h", "vectors.inl", "kernels.inl", "attention.inl", "pooling.inl", "max_pooling.inl")
     ],
     # Instructions beyond the baseline are chosen function by function in the sources, and at run time.
     extra_compile_args=[

@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from memvit.kernels import attention, cpu, reference_kernels
 from memvit.kernels.attention import AxisTable, RelativePositions, pack_tables
 from memvit.kernels.linear import Linear, mlp
+from memvit.kernels.max_pooling import max_pool
 from memvit.kernels.norm import add_layer_norm, layer_norm
-from memvit.kernels.pooling import Pooling, pool_norm
+from memvit.kernels.pooling import Front, Pooling, pool_norm
 from tiny_models import small_model
 
 Size3 = tuple[int, int, int]
@@ -138,6 +139,42 @@ def test_pooling_equals_its_definition(
             dtype,
             lambda made=made: pool_norm(x.float(), grid, made, num_class=num_class),
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_past_clip_is_pooled_into_the_rows_in_front(dtype: torch.dtype) -> None:
+    grid, past_grid = (4, 9, 9), (4, 5, 5)
+    x, k, v = (torch.randn(2, 1 + g[0] * g[1] * g[2], 64).to(dtype) for g in (grid, past_grid, past_grid))
+    poolings = [make_pooling(32, (3, 3, 3), (1, stride, stride), False) for stride in (1, 2, 2)]
+    compress_k, compress_v = (make_pooling(64, (7, 3, 3), (4, 2, 2), False) for _ in range(2))
+    fronts = [None, Front(k, past_grid, compress_k), Front(v, past_grid, compress_v)]
+    exact = [front and Front(front.x.float(), front.grid, front.pooling) for front in fronts]
+    check(
+        lambda: pool_norm(x, grid, poolings, num_class=1, fronts=fronts),
+        dtype,
+        lambda: pool_norm(x.float(), grid, poolings, num_class=1, fronts=exact),
+    )
+    with reference_kernels():
+        _, alone, _ = pool_norm(x.float(), grid, poolings, num_class=1)
+    joint = pool_norm(x, grid, poolings, num_class=1, fronts=fronts)[1].float()
+    assert joint.shape[1] == (1 + 1 * 3 * 3) + alone.shape[1]
+    torch.testing.assert_close(joint[:, -alone.shape[1] :], alone, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_class", [0, 1])
+@pytest.mark.parametrize("stride", [(1, 2, 2), (2, 2, 2), (1, 4, 4), (3, 1, 2)])
+def test_max_pooling_equals_its_definition(stride: Size3, num_class: int, dtype: torch.dtype) -> None:
+    t, h, w = (s + 1 if s > 1 else s for s in stride)
+    x = torch.randn(2, num_class + 4 * 9 * 10, 48).to(dtype)
+    x[0, num_class + 37, 5] = float("nan")
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found = max_pool(x, (4, 9, 10), (t, h, w), stride, num_class=num_class)
+            with reference_kernels():
+                wanted = max_pool(x, (4, 9, 10), (t, h, w), stride, num_class=num_class)
+        assert found.isnan().any()
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
 
 
 def test_pooling_sees_changed_filters() -> None:

@@ -9,6 +9,7 @@ instructions it uses is decided here, when it is loaded; the environment variabl
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
@@ -74,6 +75,17 @@ class _PoolCall(Structure):
         ("num_volumes", c_int64),
         ("poolings", POINTER(_Pooling)),
         ("num_poolings", c_int64),
+        ("dtype", c_int32),
+        ("out_dtype", c_int32),
+    ]
+
+
+class _MaxPoolCall(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("batch", "channels", "num_class")),
+        ("volume", _Volume),
+        *((name, c_int64 * 3) for name in ("kernel", "stride", "padding", "out_grid")),
+        ("out", c_void_p),
         ("dtype", c_int32),
         ("out_dtype", c_int32),
     ]
@@ -265,6 +277,28 @@ def pool_norm(
     call = _PoolCall(B, C, num_class, volumes, len(xs), poolings, len(weights), _DTYPES[xs[0].dtype], _DTYPES[dtype])
     _run("pool_norm", call)
     return outs
+
+
+def max_pool(
+    x: Tensor,
+    grid: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    out_grid: Sequence[int],
+    num_class: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """See `memvit.kernels.max_pooling`."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    B, _, C = x.shape
+    out = x.new_empty(B, num_class + math.prod(out_grid), C, dtype=dtype)
+    call = _MaxPoolCall(B, C, num_class, _Volume(_tokens(x)))
+    call.volume.grid[:], call.out_grid[:] = grid, out_grid
+    call.kernel[:], call.stride[:], call.padding[:] = kernel, stride, padding
+    call.out, call.dtype, call.out_dtype = out.data_ptr(), _DTYPES[x.dtype], _DTYPES[dtype]
+    _run("max_pool", call)
+    return out
 
 
 def layer_norm(

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from memvit.kernels.backend import compute_dtype
 from memvit.kernels.frozen import thaw
 from memvit.kernels.linear import Linear, mlp
+from memvit.kernels.max_pooling import max_pool
 from memvit.kernels.norm import add_layer_norm, layer_norm
 from memvit.kernels.status import status
 from memvit.models.attention import LAYER_NORM_EPS, PoolingAttention
@@ -105,12 +105,8 @@ class Block(nn.Module):
         stride = self.plan.q_stride
         if stride is None or stride == (1, 1, 1):
             return x
-        kernel = [s + 1 if s > 1 else s for s in stride]
-        num_class = int(self.has_class_token)
-        volume = x[:, num_class:].unflatten(1, grid).permute(0, 4, 1, 2, 3)
-        volume = F.max_pool3d(volume, kernel, stride, padding=[k // 2 for k in kernel])
-        pooled = volume.permute(0, 2, 3, 4, 1).flatten(1, 3)
-        return torch.cat([x[:, :num_class], pooled], dim=1)
+        t, h, w = (s + 1 if s > 1 else s for s in stride)
+        return max_pool(x, grid, (t, h, w), stride, num_class=int(self.has_class_token))
 
 
 class BoxBlock(nn.Module):

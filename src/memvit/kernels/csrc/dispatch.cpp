@@ -5,6 +5,7 @@
   namespace name {                                                                 \
   int32_t attention(const memvit_attention_call*, memvit_parallel_for);            \
   int32_t pool_norm(const memvit_pool_call*, memvit_parallel_for);                 \
+  int32_t max_pool(const memvit_max_pool_call*, memvit_parallel_for);              \
   int32_t layer_norm(const memvit_norm_call*, memvit_parallel_for);                \
   }
 MEMVIT_DECLARE(memvit_avx2)
@@ -36,6 +37,10 @@ int32_t memvit_attention(const memvit_attention_call* call, int32_t level, memvi
 
 int32_t memvit_pool_norm(const memvit_pool_call* call, int32_t level, memvit_parallel_for parallel_for) {
   MEMVIT_DISPATCH(pool_norm)
+}
+
+int32_t memvit_max_pool(const memvit_max_pool_call* call, int32_t level, memvit_parallel_for parallel_for) {
+  MEMVIT_DISPATCH(max_pool)
 }
 
 int32_t memvit_layer_norm(const memvit_norm_call* call, int32_t level, memvit_parallel_for parallel_for) {

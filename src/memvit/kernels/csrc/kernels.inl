@@ -2,3 +2,4 @@
 #include "vectors.inl"
 #include "attention.inl"
 #include "pooling.inl"
+#include "max_pooling.inl"

@@ -72,6 +72,16 @@ struct memvit_pool_call {
   int32_t out_dtype;
 };
 
+// The largest value of each channel in a window; class tokens pass it by.
+struct memvit_max_pool_call {
+  int64_t batch, channels, num_class;
+  memvit_volume volume;
+  int64_t kernel[3], stride[3], padding[3], out_grid[3];
+  void* out;            // (B, num_class + T' H' W', C), contiguous
+  int32_t dtype;        // of x
+  int32_t out_dtype;
+};
+
 struct memvit_norm_call {
   int64_t rows, channels;
   const void* x;        // (rows, channels), contiguous
@@ -90,5 +100,6 @@ __attribute__((visibility("default"))) int32_t memvit_best_level(void);
 // Run on PyTorch's threads with the instructions of `level`; 0: done, else not supported (nothing was written).
 __attribute__((visibility("default"))) int32_t memvit_attention(const memvit_attention_call* call, int32_t level, memvit_parallel_for parallel_for);
 __attribute__((visibility("default"))) int32_t memvit_pool_norm(const memvit_pool_call* call, int32_t level, memvit_parallel_for parallel_for);
+__attribute__((visibility("default"))) int32_t memvit_max_pool(const memvit_max_pool_call* call, int32_t level, memvit_parallel_for parallel_for);
 __attribute__((visibility("default"))) int32_t memvit_layer_norm(const memvit_norm_call* call, int32_t level, memvit_parallel_for parallel_for);
 }

@@ -53,6 +53,10 @@ static inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 static inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 static inline Ints load_ints(const int32_t* p, int64_t n) { return _mm512_maskz_loadu_epi32((__mmask16)((1u << n) - 1), p); }
 static inline Ints as_ints(Vec v) { return _mm512_castps_si512(v); }
+// The larger one; what is not a number stays so.
+static inline Vec max_or_nan(Vec a, Vec b) {
+  return _mm512_mask_mov_ps(_mm512_max_ps(a, b), _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a);
+}
 static inline void store_ints(void* p, Ints v) { _mm512_storeu_si512(p, v); }
 static inline Ints no_ints() { return _mm512_setzero_si512(); }
 // W pairs (a[i], b[i]).
@@ -139,6 +143,7 @@ static inline Ints load_ints(const int32_t* p, int64_t n) {
   return _mm256_maskload_epi32(p, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
 }
 static inline Ints as_ints(Vec v) { return _mm256_castps_si256(v); }
+static inline Vec max_or_nan(Vec a, Vec b) { return _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
 static inline void store_ints(void* p, Ints v) { _mm256_storeu_si256((__m256i*)p, v); }
 static inline Ints no_ints() { return _mm256_setzero_si256(); }
 static inline void transpose(Ints (&m)[W]) {
