@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types format clean
+.PHONY: demo docs test lint types format clean
 
 $(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard src/memvit/kernels/csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit("memvit needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -16,6 +16,9 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard src/memvit/kern
 
 demo: $(INSTALLED)
 	$(BIN)/memvit demo --out demo-output
+
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
 
 test: lint types
 	$(BIN)/python -m pytest -n 2

@@ -18,7 +18,7 @@ OPTIONS = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # modules import it, each its own, and Playwright runs once at a time
 def chromium() -> Iterator[object]:
     """A running `playwright.sync_api.Browser`; tests open contexts and pages of their own."""
     executable = next(filter(None, map(shutil.which, EXECUTABLES)), None)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import memvit
-from memvit.cli import COMMANDS, main
+from memvit.cli import COMMANDS, TRAINING_COMMANDS, Group, main
 from memvit.online.results import read_predictions, read_summary
 from tiny_models import small_model
 from video.encode import write_video
@@ -108,3 +110,48 @@ def test_ctrl_c_stops_cleanly_and_says_what_was_written(tmp_path: Path) -> None:
     assert len(list(read_predictions(written))) == result.num_clips > 0
     assert (written.parent / "timeline.png").exists()
     assert not (tmp_path / "predictions" / "next").exists()
+
+
+def in_a_terminal(*arguments: str, **environment: str) -> str:
+    """What the command prints where it believes that somebody watches."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "memvit", *arguments],
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm-256color", **environment},
+    )
+    os.close(theirs)
+    parts = []
+    try:
+        while part := os.read(ours, 4096):
+            parts.append(part)
+    except OSError:  # so Linux says that the other end was closed
+        pass
+    finally:
+        os.close(ours)
+    process.wait(timeout=30)
+    return b"".join(parts).decode()
+
+
+def test_colours_are_for_terminals_and_can_be_switched_off() -> None:
+    red = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
+    assert red.search(in_a_terminal("push", "model", "nowhere"))
+    assert not red.search(in_a_terminal("push", "model", "nowhere", NO_COLOR="1"))
+    piped = subprocess.run(
+        [sys.executable, "-m", "memvit", "push", "model", "nowhere"], capture_output=True, check=False
+    )
+    assert b"\x1b" not in piped.stdout + piped.stderr
+
+
+def test_every_help_shows_how_it_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+    names: list[list[str]] = [[], *([name] for name in (*COMMANDS, *TRAINING_COMMANDS))]
+    for name, command in COMMANDS.items():
+        names += [[name, inner] for inner in command.commands] if isinstance(command, Group) else []
+    for arguments in names:
+        with pytest.raises(SystemExit):
+            main([*arguments, "--help"])
+        _, _, examples = capsys.readouterr().out.partition("\nExamples:\n")
+        lines = examples.rstrip("\n").split("\n")
+        assert lines, arguments
+        assert all(line.startswith(f"  memvit {' '.join(arguments)}") for line in lines), (arguments, lines)

@@ -6,23 +6,28 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse as parse_docstring
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 import memvit
 from memvit.commands.benchmark import benchmark
+from memvit.commands.completion import completion
 from memvit.commands.convert import convert
 from memvit.commands.cost import cost
 from memvit.commands.data import check, make
 from memvit.commands.demo import demo
 from memvit.commands.detect import detect
+from memvit.commands.doctor import doctor
 from memvit.commands.evaluate import ava, epic
 from memvit.commands.info import info
+from memvit.commands.list_models import models
 from memvit.commands.predict import predict
+from memvit.commands.push import push
+from memvit.commands.report import report
 from memvit.commands.terminal import log_to, reason, say, stderr_console
 
 logger = logging.getLogger(__name__)
@@ -39,10 +44,15 @@ class Group:
 COMMANDS: dict[str, Callable[..., int] | Group] = {
     "predict": predict,
     "detect": detect,
+    "report": report,
+    "models": models,
     "info": info,
     "cost": cost,
     "benchmark": benchmark,
     "convert": convert,
+    "push": push,
+    "doctor": doctor,
+    "completion": completion,
     "demo": demo,
     "data": Group("Check your annotated videos, or make some to try things with.", {"check": check, "make": make}),
     "evaluate": Group("Measure predictions in files, by the definitions of a benchmark.", {"ava": ava, "epic": epic}),
@@ -55,7 +65,29 @@ TRAINING_COMMANDS = {
     "test": "Measure a model on the test videos and write its predictions.",
 }
 
+# Their parsers know no examples.
+TRAINING_EXAMPLES = {
+    "fit": (
+        "memvit fit --config configs/my_videos.yaml",
+        "memvit fit --config configs/my_videos.yaml --ckpt_path last",
+    ),
+    "validate": ("memvit validate --config configs/my_videos.yaml --ckpt_path best",),
+    "test": ("memvit test --config configs/my_videos.yaml --ckpt_path best",),
+}
+TRAINING_OPTIONS = ("config", "ckpt_path", "run.name", "run.directory", "model.weights", "print_config")
+GENERAL_EXAMPLES = ("memvit doctor", "memvit predict kitchen.mp4 --model memvit_16x4.k400 --overlay")
+
 INTERRUPTED = 130
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Wraps descriptions and leaves the lines of examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(EXAMPLES) else super()._fill_text(text, width, indent)
+
+
+EXAMPLES = "Examples:\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,17 +135,35 @@ def _guarded(command: Callable[[], int], debug: bool) -> int:
 def _train(arguments: list[str]) -> int:
     from memvit.training.cli import run  # Lightning and PyTorch, which no other command's help shall wait for
 
-    return run(arguments, stderr_console())
+    try:
+        return run(arguments, stderr_console())
+    except SystemExit as stopped:
+        if not stopped.code and arguments[1:] in (["--help"], ["-h"]):
+            print(f"\n{_examples(TRAINING_EXAMPLES[arguments[0]])}")
+        raise
 
 
 def build_parser() -> ArgumentParser:
     """The parser of all subcommands."""
     description = "Recognise what happens in long videos, online, with a memory of what came before."
-    parser = ArgumentParser(prog="memvit", description=description, version=memvit.__version__)
+    parser = ArgumentParser(
+        prog="memvit",
+        description=description,
+        version=memvit.__version__,
+        formatter_class=HelpFormatter,
+        epilog=_examples(GENERAL_EXAMPLES),
+    )
     subcommands = _add_commands(parser, COMMANDS)
     for name, summary in TRAINING_COMMANDS.items():
-        subcommands.add_subcommand(name, ArgumentParser(description=summary), help=summary)
+        training = ArgumentParser(description=summary)
+        for option in TRAINING_OPTIONS:  # for shells to complete; Lightning's parser knows all
+            training.add_argument(f"--{option}", type=str)
+        subcommands.add_subcommand(name, training, help=summary)
     return parser
+
+
+def _examples(lines: Iterable[str]) -> str:
+    return EXAMPLES + "\n".join(f"  {line}" for line in lines)
 
 
 def _add_commands(parser: ArgumentParser, commands: Mapping[str, Callable[..., int] | Group]) -> Any:
@@ -121,7 +171,10 @@ def _add_commands(parser: ArgumentParser, commands: Mapping[str, Callable[..., i
     subcommands = parser.add_subcommands(required=True, dest="subcommand")
     for name, command in commands.items():
         if isinstance(command, Group):
-            group = ArgumentParser(description=command.summary)
+            lines = [line for inner in command.commands.values() for line in _examples_of(inner)[:1]]
+            group = ArgumentParser(
+                description=command.summary, formatter_class=HelpFormatter, epilog=_examples(lines) if lines else None
+            )
             subcommands.add_subcommand(name, group, help=command.summary)
             _add_commands(group, command.commands)  # jsonargparse takes inner commands after the outer one only
         else:
@@ -139,7 +192,12 @@ def _parser_of(function: Callable[..., int]) -> ArgumentParser:
     documentation = parse_docstring(function.__doc__ or "")
     help_of = {parameter.arg_name: parameter.description for parameter in documentation.params}
     about = (documentation.short_description, documentation.long_description)
-    parser = ArgumentParser(description=" ".join(text.replace("\n", " ") for text in about if text))
+    examples = _examples_of(function)
+    parser = ArgumentParser(
+        description=" ".join(text.replace("\n", " ") for text in about if text),
+        formatter_class=HelpFormatter,
+        epilog=_examples(examples) if examples else None,
+    )
     hints = get_type_hints(function)
     done: set[str | int] = set()
     for name, parameter in inspect.signature(function).parameters.items():
@@ -152,6 +210,8 @@ def _parser_of(function: Callable[..., int]) -> ArgumentParser:
             parser.add_argument(name, metavar=metavar.upper(), **options)
         elif hints[name] is bool:
             parser.add_argument(f"--{name}", action="store_true", **options)
+        elif name == "output":
+            parser.add_argument("-o", f"--{name}", type=hints[name], default=parameter.default, **options)
         elif item is not None:
             parser.add_argument(f"--{name}", nargs="+", type=item, default=parameter.default, **options)
         else:
@@ -160,6 +220,12 @@ def _parser_of(function: Callable[..., int]) -> ArgumentParser:
     parser.add_function_arguments(function, as_group=False, skip=done)
     parser.add_argument("--debug", action="store_true", help="show tracebacks and what the library logs")
     return parser
+
+
+def _examples_of(function: Callable[..., int]) -> list[str]:
+    """The lines under "Examples:" in a command's docstring."""
+    found = parse_docstring(function.__doc__ or "").examples
+    return [line.strip() for example in found for line in (example.description or "").splitlines() if line.strip()]
 
 
 def _list_item(hint: Any) -> Any:

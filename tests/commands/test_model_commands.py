@@ -72,6 +72,13 @@ def test_cost_prints_and_draws(run: Run) -> None:
     assert {path.name for path in Path("costs").iterdir()} == {"cost.csv", "cost.json", "cost.png"}
 
 
+def test_cost_as_json_is_all_that_is_printed(run: Run) -> None:
+    code, out, err = run("cost", "data/model", "--out", "costs", "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads(Path("costs/cost.json").read_text())
+    assert "M = 8" in err
+
+
 def test_the_authors_files_predict_the_same_converted_or_not(run: Run) -> None:
     files = ("--config", str(GOLDEN / "cls_all.yaml"), "--checkpoint", str(GOLDEN / "cls_all.pyth"))
     code, out, _ = run("convert", "converted", *files)

@@ -396,7 +396,7 @@ def test_a_converted_checkpoint_is_the_released_model(tmp_path, path):
     loaded = load_slowfast(f"{path}.yaml", f"{path}.pyth")
     assert len(report.matched) == len(loaded.state_dict())
     assert report.unused
-    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors", "source.json"]
     for model in (memvit.create_model(tmp_path / "out"), MeMViT.from_pretrained(tmp_path / "out")):
         assert model.config == loaded.config
         assert_same_weights(model, loaded)
@@ -474,7 +474,7 @@ def test_the_model_card_says_how_to_load_the_model(saved):
     assert 'memvit.create_model("' in card
     assert "4 classes per clip" in card
     assert "library_name: memvit" in card
-    assert "Memory: 2 past clips" in card
+    assert "| memory | 2 past clips, in 2 of 3 layers |" in card
 
 
 def test_saving_again_keeps_a_card_that_was_edited(small, saved):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from memvit.commands.models import ChosenModel
 from memvit.commands.terminal import progress_bar, reason, say, stdout_console
 from memvit.online.results import UNTRAINED_NOTICE, VideoResult, read_summary
 from memvit.online.runs import OnProgress, VideoSource
+from memvit.report import REPORT_FILE, write_report
 from memvit.video import LiveSource, is_live, open_video, without_password
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ class Batch:
                     raise ValueError(f"the results of {source} would go among its images: choose another --out")
                 with reading.open(source) as video, progress_bar(self.console, name) as show:
                     self._warn_if_untrained(chosen)
+                    (folder / REPORT_FILE).unlink(missing_ok=True)  # of an earlier run; it would show other results
                     result = recognise(source, video, folder, show)
             except KeyboardInterrupt:
                 return self._interrupted(folder, len(sources) - number)
@@ -160,6 +163,19 @@ class Batch:
                 _plain(result.folder),
             )
         return table
+
+
+def add_report(result: VideoResult, source: str, image_fps: float, show: OnProgress) -> VideoResult:
+    """Writes `report.html` beside the other results of a video, and lists it among them.
+
+    Raises:
+        ValueError: it cannot be written, or the video is too large for it.
+    """
+    path = write_report(result.folder, source, image_fps=image_fps, on_progress=show)
+    files = tuple(dict.fromkeys((*result.files, path.name)))
+    result = dataclasses.replace(result, files=files)
+    result.save()
+    return result
 
 
 def _top_heading(results: Sequence[VideoResult]) -> str:

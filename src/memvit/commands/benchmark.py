@@ -36,6 +36,10 @@ def benchmark(
     An interrupted run leaves what it had measured in benchmark.json; python -m memvit.benchmarks.speed report makes tables
     and figure of it.
 
+    Examples:
+        memvit benchmark memvit_16x4
+        memvit benchmark memvit_tiny --device cpu --threads 1 --quick
+
     Args:
         model: a preset, published weights, a directory with a model, or a repository of the Hugging Face Hub.
         out: folder for the results.

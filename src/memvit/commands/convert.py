@@ -10,6 +10,9 @@ from memvit.commands.terminal import say, stdout_console
 def convert(out: str, *, config: str, checkpoint: str, boundary: Literal["mask", "zero"] = "mask") -> int:
     """Convert a config and a checkpoint of the authors' release into a directory for --model and create_model.
 
+    Examples:
+        memvit convert OUT --config MeMViT_16_16x4.yaml --checkpoint checkpoint.pyth
+
     Args:
         out: the directory; gets config.json and model.safetensors.
         config: the YAML file.

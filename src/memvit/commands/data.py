@@ -28,6 +28,10 @@ def check(
     Prints videos, hours, segments and classes, then what was found, with file and line. Exit code 0: nothing that training
     would stop at; 1: there are errors.
 
+    Examples:
+        memvit data check train.csv val.csv --videos DIR
+        memvit data check train.csv --videos DIR --json
+
     Args:
         files: CSV files to train on, validate and test with, in this order; the first alone will do.
         videos: folder with the videos.
@@ -87,6 +91,9 @@ def make(
 
     Writes OUT/videos/*.mp4, train.csv, val.csv and test.csv, in the form that `memvit fit` reads. Train, validation and test
     videos never share a seed. Run again after an interruption, it goes on where it stopped.
+
+    Examples:
+        memvit data make recall data/recall --videos 1600 --jobs 2
 
     Args:
         task: the game: recall (a colour shown in the first second, asked for ever after), shell_game (a ball under one of three

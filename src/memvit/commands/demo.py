@@ -18,6 +18,10 @@ def demo(*, out: str = "demo-output", seed: int | None = None, duration: int = 6
     clip; once the ball is under a cup, only memory can tell which. Prints how often each was right and writes the game, the
     annotated game, a timeline and a picture.
 
+    Examples:
+        memvit demo
+        memvit demo --seed 7 --duration 30 --out game
+
     Args:
         out: folder for the results.
         seed: chooses the game; another one every time where left out.

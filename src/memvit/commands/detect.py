@@ -27,6 +27,7 @@ def detect(
     first_second: float = 0.0,
     out: str = "detections",
     no_overlay: bool = False,
+    report: bool = False,
     threshold: float = 0.3,
     topk: int = 5,
     min_score: float = 0.001,
@@ -43,6 +44,10 @@ def detect(
     Each video gets a folder OUT/NAME with detections.jsonl, detections.csv (in AVA's form) and boxes.csv (every box that was
     seen, for --boxes), which grow while it runs, and at its end overlay.mp4 and summary.json. Results of an earlier run there
     are replaced. Exit code 0: all is well; 1: a video is damaged or cannot be used, the others are done; 130: interrupted.
+
+    Examples:
+        memvit detect film.mp4 --model memvit_16x4_ava.k400
+        memvit detect film.mp4 --model DIR --boxes boxes.csv --labels actions.txt
 
     Args:
         inputs: video files, folders or tar files of images (one video each) or folders of videos (without their subfolders).
@@ -67,6 +72,7 @@ def detect(
         first_second: what the file of boxes, and detections.csv, call the beginning of the video; 900 for AVA's own.
         out: folder for the results.
         no_overlay: leave out overlay.mp4.
+        report: write report.html as well, a page with the video and everybody in it, as memvit report does.
         threshold: actions with a lower score are not drawn, 0 to 1.
         topk: actions listed per person in detections.jsonl.
         min_score: actions with a lower score are left out of detections.csv. 0 lists all, as AVA's evaluation would have it;
@@ -83,7 +89,7 @@ def detect(
     keep_freed_memory()
     from pathlib import Path
 
-    from memvit.commands.batch import Batch, Reading
+    from memvit.commands.batch import Batch, Reading, add_report
     from memvit.models.hub import make_directory
     from memvit.online.box_files import BoxFile
     from memvit.online.boxes import BoxRecognizer
@@ -120,8 +126,8 @@ def detect(
         assert found is not None
         return DetectedPersons(found, every_s=every, detect_fps=detect_fps, min_score=person_score)
 
-    def recognise(_: str, video: VideoSource, folder: Path, show: OnProgress) -> VideoResult:
-        return detect_video(
+    def recognise(source: str, video: VideoSource, folder: Path, show: OnProgress) -> VideoResult:
+        result = detect_video(
             recognizer,
             video,
             find_persons,
@@ -136,6 +142,7 @@ def detect(
             untrained=chosen.untrained,
             on_progress=show,
         )
+        return add_report(result, source, image_fps, show) if report else result
 
     return batch.run(sources, root, Reading(start, end, image_fps), chosen, recognise)
 

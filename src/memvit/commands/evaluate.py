@@ -26,6 +26,10 @@ def ava(
     Prints the mean average precision and that of every class. Both files are CSV without a header, a row for every action of
     a box; rows that cannot be used are left out, with a warning.
 
+    Examples:
+        memvit evaluate ava truth.csv found.csv --excluded excluded.csv
+        memvit evaluate ava truth.csv found.csv --json
+
     Args:
         groundtruth: annotated boxes, video,second,x1,y1,x2,y2,action_id,person_id in every row.
         detections: detected boxes, video,second,x1,y1,x2,y2,action_id,score in every row.
@@ -78,6 +82,9 @@ def epic(
     Prints top-1 and top-5 accuracy, or class-mean top-5 recall, of verbs, nouns and actions. Segments are matched by their
     narration ids. Files of tail classes and unseen participants that lie beside the annotations, under their official names,
     are used without being given.
+
+    Examples:
+        memvit evaluate epic EPIC_100_validation.csv submission.zip
 
     Args:
         annotations: CSV file of labelled segments, as EPIC_100_validation.csv.

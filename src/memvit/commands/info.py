@@ -25,6 +25,10 @@ def info(
 ) -> int:
     """Show what a model costs and sees: parameters, multiply-accumulates per clip, temporal support; and which kernels run here.
 
+    Examples:
+        memvit info memvit_16x4 --memory_length 4
+        memvit info runs/kitchen/version_0/model --json
+
     Args:
         model: a preset, published weights, a directory with a model, or a repository of the Hugging Face Hub.
         num_classes: classes, of each head.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,9 +51,9 @@ def choose_model(model: str | None, config: str | None, checkpoint: str | None) 
     """The model that `--model`, `--config` and `--checkpoint` name.
 
     Args:
-        model: a preset, published weights, a directory or a Hub repository.
+        model: a preset, published weights, a directory, a Hub repository, or a checkpoint of `memvit fit`.
         config: a YAML file of the authors' release; instead of `model`.
-        checkpoint: weights of the authors' release, for `config` or for a preset.
+        checkpoint: weights of the authors' release, for `config` or for a preset; or, alone, a checkpoint of `memvit fit`.
 
     Raises:
         ValueError, FileNotFoundError, ConnectionError: they do not go together, or cannot be used.
@@ -63,6 +63,14 @@ def choose_model(model: str | None, config: str | None, checkpoint: str | None) 
     from memvit.models.slowfast import load_release_state, load_slowfast, read_checkpoint
     from memvit.models.zoo import config_of_state
 
+    if config is None and model is not None and Path(model).suffix == ".ckpt":
+        if checkpoint is not None:
+            raise ValueError(f"--model {model} and --checkpoint {checkpoint} name two models: give one of them")
+        return ChosenModel(load_training_checkpoint(model), _name_of(Path(model)), untrained=False)
+    if config is None and checkpoint is not None and Path(checkpoint).suffix == ".ckpt":
+        if model is not None:
+            raise ValueError(f"--checkpoint {checkpoint} knows its model: leave --model {model} out")
+        return ChosenModel(load_training_checkpoint(checkpoint), _name_of(Path(checkpoint)), untrained=False)
     if config is not None:
         if model is not None:
             raise ValueError(f"--config {config} and --model {model} name two models: give one of them")
@@ -79,6 +87,52 @@ def choose_model(model: str | None, config: str | None, checkpoint: str | None) 
     chosen = memvit.MeMViT(config_of_state(state, PRESETS[model]))
     load_release_state(chosen, state, checkpoint)
     return ChosenModel(chosen.eval(), model, untrained=False)
+
+
+def load_training_checkpoint(path: str | Path) -> MeMViT:
+    """The model in a checkpoint of `memvit fit`, in eval mode, with its labels and preprocessing.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no checkpoint of a training.
+    """
+    from memvit.models.config import MViTConfig
+    from memvit.models.hub import fill
+    from memvit.models.memvit import MeMViT
+    from memvit.training.checkpoints import SECTION, read_checkpoint
+
+    content = read_checkpoint(path)
+    identity, prefix = content[SECTION]["identity"], "network."
+    config = MViTConfig.from_dict(identity["model"])
+    config = config.replace(**_what_heads_say(Path(path), identity["data"], config))
+    network = MeMViT(config)
+    state = content["state_dict"]
+    weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    fill(network, weights, str(path), lambda name: False)
+    return network.eval()
+
+
+def _what_heads_say(checkpoint: Path, data: Mapping[str, Any], config: MViTConfig) -> dict[str, Any]:
+    """What a checkpoint's config leaves to the data: what heads are called, and how far ahead they look.
+
+    The names are those of the data's kind, or of the model that the finished run wrote beside its checkpoints.
+    """
+    from memvit.datasets.epic_annotations import HEADS
+    from memvit.models.hub import CONFIG_FILE, read_config_file
+
+    names: tuple[str, ...] = HEADS if data["kind"] == "EpicKitchensData" else ()
+    written = checkpoint.resolve().parent.parent / "model" / CONFIG_FILE
+    if not names and len(config.head.num_classes) > 1 and written.is_file():
+        head = read_config_file(written).head
+        names = head.names if head.class_names == config.head.class_names else ()
+    ahead_s = data.get("anticipation_s", 0.0) if data.get("task") != "recognition" else 0.0
+    return {"head_names": names, "anticipation_s": ahead_s}
+
+
+def _name_of(checkpoint: Path) -> str:
+    """What to call the model of a run's checkpoint: the run, where it is in one."""
+    run = checkpoint.resolve().parent.parent
+    return f"{run.parent.name}/{run.name}" if checkpoint.resolve().parent.name == "checkpoints" else checkpoint.stem
 
 
 def choose_config(name: str, **overrides: Any) -> MViTConfig:

@@ -18,6 +18,7 @@ def predict(
     labels: list[str] | None = None,
     out: str = "predictions",
     overlay: bool = False,
+    report: bool = False,
     topk: int = 5,
     device: str = "auto",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -42,6 +43,10 @@ def predict(
     probabilities. A model that anticipates says at the end of every clip what goes on some time later; about_s is that time,
     the timeline shows it there, and the overlay from the end of the clip on.
 
+    Examples:
+        memvit predict kitchen.mp4 garden.mkv --model memvit_16x4.k400 --overlay
+        memvit predict rtsp://camera/stream --model runs/kitchen/version_0/model --max_duration 3600
+
     Args:
         inputs: video files, folders or tar files of images (one video each), folders of videos (without their subfolders),
             addresses of live streams (rtsp://, udp://, http:// and so on) or cameras (/dev/video0).
@@ -54,6 +59,8 @@ def predict(
         out: folder for the results.
         overlay: write an annotated video as well. Every frame shows what was recognised in its clip, so the file is read a
             second time; live sources cannot be.
+        report: write report.html as well, a page with the video and what was recognised, as memvit report does. Live sources
+            have none.
         topk: classes listed per clip and head, and actions per clip.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
         dtype: number format of the forward pass.
@@ -72,7 +79,7 @@ def predict(
     keep_freed_memory()
     from pathlib import Path
 
-    from memvit.commands.batch import Batch, Reading
+    from memvit.commands.batch import Batch, Reading, add_report
     from memvit.models.config import ACTION
     from memvit.models.hub import make_directory
     from memvit.online import OnlineRecognizer
@@ -107,9 +114,11 @@ def predict(
         recognizer.warm_up()
     clip_s = recognizer.grid.num_frames * recognizer.grid.period_s
 
-    def recognise(_: str, video: VideoSource, folder: Path, show: OnProgress) -> VideoResult:
+    def recognise(source: str, video: VideoSource, folder: Path, show: OnProgress) -> VideoResult:
+        if report and isinstance(video, LiveSource):
+            raise ValueError(f"{video.name} is live, and a report needs the video: record it and give the file")
         recognizer.max_gap_s = clip_s if isinstance(video, LiveSource) else None  # one that was away begins a new clip
-        return predict_video(
+        result = predict_video(
             recognizer,
             video,
             folder,
@@ -121,5 +130,6 @@ def predict(
             untrained=chosen.untrained,
             on_progress=show,
         )
+        return add_report(result, source, image_fps, show) if report else result
 
     return batch.run(sources, root, Reading(start, end, image_fps, drop, max_attempts), chosen, recognise)

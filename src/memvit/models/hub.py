@@ -19,45 +19,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from memvit.models.config import MViTConfig
+from memvit.models.hub_errors import hub_reason
+from memvit.models.model_card import LIBRARY, TAGS, TASK, check_licence, model_card
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-
-MODEL_CARD = """---
-{{ card_data }}
----
-
-# MeMViT
-
-A video transformer that recognises what happens in long videos, online, with a memory of the clips before
-([paper]({{ paper_url }})).
-
-{{ facts }}
-
-```python
-import memvit
-
-model = memvit.create_model("OWNER/NAME")  # or the directory that holds this file
-memory = None
-for clips in stream:  # (B, 3, frames, height, width), normalised with the config's mean and std
-    logits, memory = model(clips, memory)
-```
-"""
+SOURCE_FILE = "source.json"  # of weights that are not ours
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
-class HubModel(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="memvit",
-    tags=["video-classification", "action-recognition", "memvit"],
-    pipeline_tag="video-classification",
-    paper_url="https://arxiv.org/abs/2201.08383",
-    model_card_template=MODEL_CARD,
-):
+class HubModel(nn.Module, PyTorchModelHubMixin, library_name=LIBRARY, tags=list(TAGS), pipeline_tag=TASK):
     """A module that one `MViTConfig` describes, with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
     Args:
@@ -67,21 +41,74 @@ class HubModel(
     def __init__(self, config: MViTConfig) -> None:
         super().__init__()
         self.config = config
+        self.source: dict[str, Any] = {}  # where weights come from that are not ours: name, url, licence
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
-        """Writes `config.json`, `model.safetensors` and, unless there is one, a model card.
+        """Writes `config.json`, `model.safetensors` and, unless there is one, a model card, `README.md`.
 
         Args:
             save_directory: made where missing.
-            kwargs: as for huggingface_hub's `save_pretrained` (push_to_hub, repo_id, ...).
+            kwargs: for the card: license, metrics, dataset and repo_id, as for `push_to_hub`. The rest is as for
+                huggingface_hub's `save_pretrained`.
 
         Raises:
-            ValueError: the directory cannot be written.
+            ValueError: the directory cannot be written, or the licence is not that of the weights it was made from.
         """
-        return super().save_pretrained(make_directory(save_directory), **kwargs)
+        facts: dict[str, Any] = {name: kwargs.pop(name) for name in ("license", "metrics", "dataset") if name in kwargs}
+        facts |= {"repo_id": kwargs["repo_id"]} if kwargs.get("repo_id") else {}
+        card = {**facts, **(kwargs.pop("model_card_kwargs", None) or {})}
+        check_licence(card.get("license"), self.source)
+        return super().save_pretrained(make_directory(save_directory), model_card_kwargs=card, **kwargs)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_model(self, self.config, save_directory)
+        path = save_directory / SOURCE_FILE
+        if self.source:
+            _replace(path, lambda path: path.write_text(json.dumps(self.source, indent=2) + "\n", encoding="utf-8"))
+        else:
+            path.unlink(missing_ok=True)  # of another model that was here
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        license: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+        dataset: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        **options: Any,
+    ) -> str:
+        """Uploads the model, with its labels, its preprocessing and a model card, to a repository of the Hub.
+
+        Args:
+            repo_id: "owner/name"; made where missing.
+            license: of the weights, such as "apache-2.0". Weights converted from the authors' have theirs.
+            metrics: what was measured, by name, for the card.
+            dataset: what it was measured on.
+            private: whether a new repository is private; None: as the owner's settings say.
+            token: to log in with; None: the one of `hf auth login` or HF_TOKEN.
+            options: as for huggingface_hub's `push_to_hub` (commit_message, branch, create_pr, ...).
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError: the licence is not that of the weights it was made from, or an unusable name.
+            ConnectionError: the Hub cannot be reached, or refuses.
+        """
+        check_licence(license, self.source)
+        facts = {"repo_id": repo_id, "license": license, "metrics": metrics, "dataset": dataset}
+        card = {**facts, **(options.pop("model_card_kwargs", None) or {})}
+        options.setdefault("commit_message", "Upload a memvit model")
+        try:
+            return str(super().push_to_hub(repo_id, private=private, token=token, model_card_kwargs=card, **options))
+        except HFValidationError as error:
+            raise ValueError(f"{repo_id!r} cannot be a repository: {hub_reason(error)}") from error
+        except Exception as error:  # the classes of the client's network library change between its versions
+            if isinstance(error, ValueError | TypeError):
+                raise
+            raise ConnectionError(f"{repo_id} was not uploaded: {hub_reason(error)}") from error
 
     @classmethod
     def from_pretrained(
@@ -101,23 +128,13 @@ class HubModel(
         return load_model(cls, pretrained_model_name_or_path, **options).to(map_location)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The README of a saved model: what it is and how to load it."""
-        return super().generate_model_card(*args, facts=describe(self.config), **kwargs)
+        """The README of a saved model; see `memvit.models.model_card.model_card` for what it can be told.
 
-
-def describe(config: MViTConfig) -> str:
-    """The few facts about a model that tell its users what to feed it and what to expect."""
-    classes = " + ".join(str(num) for num in config.head.num_classes)
-    unit = {"clip": "clip", "frames": "token time of a clip", "boxes": "box of a clip"}[config.head.task]
-    lines = [
-        f"- Input: clips of {config.num_frames} frames, every {config.sampling_rate}th at {config.fps:g} frames per second, "
-        f"{config.crop_size} x {config.crop_size} pixels",
-        f"- Output: {classes} classes per {unit}",
-        f"- Blocks: {config.depth}",
-    ]
-    if config.memory.length:
-        lines.append(f"- Memory: {config.memory.length} past clips, temporal support {config.support_s:.1f} s")
-    return "\n".join(lines)
+        A `text` is the card as it is.
+        """
+        if (text := kwargs.pop("text", None)) is not None:
+            return ModelCard(text)
+        return model_card(self, self.config, source=self.source, **kwargs)
 
 
 def make_directory(path: str | Path) -> Path:
@@ -196,7 +213,26 @@ def load_model(
     config = saved.replace(**overrides)
     model = build(config)
     fill(model, read_weights_file(weights_file), str(weights_file), changed_parts(saved, config))
+    if isinstance(model, HubModel):
+        model.source = read_source_file(weights_file.with_name(SOURCE_FILE))
     return model.eval()
+
+
+def read_source_file(path: Path) -> dict[str, Any]:
+    """Where the weights beside this file come from; empty for those that say nothing of it.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is no JSON file ({error}); save or convert the model again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no JSON object; save or convert the model again")
+    return {name: content[name] for name in ("name", "url", "licence", "made") if content.get(name)}
 
 
 def read_config_file(path: Path) -> MViTConfig:
@@ -286,11 +322,8 @@ def _from_hub(repo: str, name: str, **options: Any) -> Path:
     try:
         return Path(hf_hub_download(repo, name, library_name="memvit", **options))
     except (HFValidationError, EntryNotFoundError, OSError) as error:
-        cause = error.__cause__ or error  # huggingface_hub wraps what went wrong in general advice
-        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
         raise FileNotFoundError(
-            f"{repo} is neither a directory here nor a model on the Hub with a {name} ({reason}); check the name, the network "
-            "and, for private models, `hf auth login`"
+            f"{repo} is neither a directory here nor a model on the Hub with a {name} ({hub_reason(error)})"
         ) from error
 
 

@@ -27,8 +27,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from torch import Tensor
 
 from memvit.models.config import MViTConfig
-from memvit.models.hub import WEIGHTS_FILE, load_model, make_directory, save_model
+from memvit.models.hub import SOURCE_FILE, WEIGHTS_FILE, load_model, make_directory, save_model
 from memvit.models.memvit import MeMViT
+from memvit.models.model_card import RELEASE_LICENCE
 from memvit.models.presets import PRESETS
 from memvit.models.slowfast import (
     LoadReport,
@@ -42,7 +43,6 @@ from memvit.models.slowfast import (
 logger = logging.getLogger(__name__)
 
 WEIGHTS_URL = "https://dl.fbaipublicfiles.com/memvit/models/"
-SOURCE_FILE = "source.json"
 TIMEOUT_S = 30.0
 CHUNK_BYTES = 1 << 20
 
@@ -68,7 +68,7 @@ class PublishedWeights:
     url: str
     dataset: str
     metric: str | None = None
-    licence: str = "CC BY-NC 4.0"
+    licence: str = RELEASE_LICENCE
     num_bytes: int | None = None
 
     @property
@@ -157,7 +157,8 @@ def convert(
     Args:
         config: its YAML file, or the content as a dict.
         checkpoint: the `.pyth` file.
-        out_dir: made where missing; `config.json` and `model.safetensors` in it are replaced.
+        out_dir: made where missing; `config.json`, `model.safetensors` and `source.json`, which names the weights' origin
+            and licence, are replaced in it.
         boundary: as for `load_slowfast`.
 
     Returns:
@@ -171,7 +172,10 @@ def convert(
     state = read_checkpoint(checkpoint)
     model = MeMViT(model_config)
     report = load_release_state(model, state, str(checkpoint))
-    save_model(model, model_config, make_directory(out_dir))
+    directory = make_directory(out_dir)
+    save_model(model, model_config, directory)
+    source = {"name": Path(checkpoint).name, "licence": RELEASE_LICENCE}
+    (directory / SOURCE_FILE).write_text(json.dumps(source, indent=2) + "\n")
     return report
 
 
@@ -180,6 +184,11 @@ def cache_dir() -> Path:
     if path := os.environ.get("MEMVIT_CACHE"):
         return Path(path).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "memvit"
+
+
+def is_cached(weights: PublishedWeights) -> bool:
+    """Whether published weights are here already, converted."""
+    return (cache_dir() / weights.name / WEIGHTS_FILE).is_file()
 
 
 def config_of_state(state: Mapping[str, Tensor], preset: MViTConfig) -> MViTConfig:
