@@ -5,6 +5,7 @@ import shutil
 from collections import namedtuple
 
 import pytest
+import torch._inductor.config
 
 from commands.conftest import Run
 from memvit.commands import doctor
@@ -60,7 +61,7 @@ def test_a_check_that_breaks_is_a_failure_and_stops_no_other(run: Run, monkeypat
 
 def test_a_missing_compiler_is_said_and_is_no_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
-    code, out, _ = run("doctor")
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        code, out, _ = run("doctor")
     assert code == 0
     assert "absent  torch.compile: no C++ compiler" in out

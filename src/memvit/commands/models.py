@@ -89,6 +89,26 @@ def choose_model(model: str | None, config: str | None, checkpoint: str | None) 
     return ChosenModel(chosen.eval(), model, untrained=False)
 
 
+def load_saved(model: str) -> MeMViT:
+    """The model in a directory or in a checkpoint of `memvit fit`: what there is on this machine, in eval mode.
+
+    Raises:
+        FileNotFoundError: no such model.
+        ValueError: it is damaged, or none of ours.
+    """
+    from memvit.models.memvit import MeMViT
+
+    path = Path(model)
+    if path.is_dir():
+        return MeMViT.from_pretrained(path)
+    if path.suffix == ".ckpt":
+        return load_training_checkpoint(path)
+    raise FileNotFoundError(
+        f"{model}: no such model; give a directory that `memvit fit`, `memvit convert` or save_pretrained wrote, or a .ckpt of "
+        "`memvit fit`"
+    )
+
+
 def load_training_checkpoint(path: str | Path) -> MeMViT:
     """The model in a checkpoint of `memvit fit`, in eval mode, with its labels and preprocessing.
 

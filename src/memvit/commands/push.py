@@ -6,12 +6,10 @@ import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from memvit.commands.models import load_saved
 from memvit.commands.terminal import say, stderr_console, stdout_console
-
-if TYPE_CHECKING:
-    from memvit.models.memvit import MeMViT
 
 RUN_METRICS, RUN_WEIGHTS = "metrics.csv", "weights.txt"  # what a training leaves in its folder
 
@@ -52,7 +50,7 @@ def push(
     """
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo):
         raise ValueError(f"{repo}: a repository is called OWNER/NAME, such as me/kitchen")
-    given, network = _parse_metrics(metrics), _load(model)
+    given, network = _parse_metrics(metrics), load_saved(model)
     run = _run_of(Path(model))
     if not network.source and run is not None:
         network.source = _source_of_run(run)
@@ -69,29 +67,10 @@ def push(
         return 0
     if not network.config.head.class_names:
         say(stderr_console(), "warning: this model does not know what its classes are called", "yellow")
-    address = _upload(network, repo, text, private=private, message=message, **facts)
+    options = facts if message is None else {**facts, "commit_message": message}
+    address = network.push_to_hub(repo, private=private or None, model_card_kwargs={"text": text}, **options)
     say(stdout_console(), f"uploaded: {address}; use it as: memvit predict VIDEO --model {repo}")
     return 0
-
-
-def _upload(network: MeMViT, repo: str, card: str, *, private: bool, message: str | None, **facts: Any) -> str:
-    options: dict[str, Any] = {} if message is None else {"commit_message": message}
-    return network.push_to_hub(repo, private=private or None, model_card_kwargs={"text": card}, **facts, **options)
-
-
-def _load(model: str) -> MeMViT:
-    from memvit.commands.models import load_training_checkpoint
-    from memvit.models.memvit import MeMViT
-
-    path = Path(model)
-    if path.is_dir():
-        return MeMViT.from_pretrained(path)
-    if path.suffix == ".ckpt":
-        return load_training_checkpoint(path)
-    raise FileNotFoundError(
-        f"{model}: no such model; give a directory that `memvit fit`, `memvit convert` or save_pretrained wrote, or a .ckpt of "
-        "`memvit fit`"
-    )
 
 
 def _read_card(path: str) -> str:
