@@ -98,7 +98,7 @@ class ClipRecord:
                 actions=_labels(data.get("actions", ())),
                 about_s=None if about_s is None else float(about_s),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"no line of predictions ({type(error).__name__}: {error})") from error
 
 

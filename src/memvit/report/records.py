@@ -178,7 +178,7 @@ def _read_clips(path: Path, summary: VideoResult | None) -> Findings:
             untrained = untrained or record.untrained
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text ({error}): give a file of memvit predict") from error
-    except (AttributeError, RecursionError) as error:
+    except RecursionError as error:
         where = f"{path}, line {number + 1}"
         raise ValueError(f"{where}: no line of predictions; remove the line or run memvit predict again") from error
     if not sections:

@@ -3,13 +3,6 @@
 
 using bf16 = uint16_t;
 
-static inline float to_float(bf16 x) {
-  uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float value;
-  __builtin_memcpy(&value, &bits, 4);
-  return value;
-}
-
 static inline bf16 to_bf16(float x) {
   uint32_t bits;
   __builtin_memcpy(&bits, &x, 4);
@@ -17,8 +10,6 @@ static inline bf16 to_bf16(float x) {
   return static_cast<bf16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);  // to nearest, ties to even
 }
 
-static inline float get(const float* p) { return *p; }
-static inline float get(const bf16* p) { return to_float(*p); }
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
