@@ -193,6 +193,7 @@ class LiveSource:
     def _receive_until_closed(self) -> None:
         failures = 0
         while not self._frames.closed:
+            began_s = time.monotonic()
             reason, num_frames, hopeless = self._receive()
             if self._frames.closed:
                 return
@@ -209,7 +210,10 @@ class LiveSource:
                 message = f"gave up on {self.name} after {attempts} ({reason}): check the address and that it is up"
                 self._report("gave_up", message)
                 raise VideoError(message)
-            pause_s = min(self.backoff_s * 2 ** (failures - 1), MAX_BACKOFF_S) if failures else 0.0
+            if failures:
+                pause_s = min(self.backoff_s * 2 ** (failures - 1), MAX_BACKOFF_S)
+            else:  # at once, unless it is an address whose connections end as soon as they begin
+                pause_s = max(self.backoff_s - (time.monotonic() - began_s), 0.0)
             self._frames.wait_closed(pause_s)
 
     def _receive(self) -> tuple[str, int, bool]:
