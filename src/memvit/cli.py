@@ -28,6 +28,7 @@ from memvit.commands.list_models import models
 from memvit.commands.predict import predict
 from memvit.commands.push import push
 from memvit.commands.report import report
+from memvit.commands.serve import serve
 from memvit.commands.terminal import log_to, reason, say, stderr_console
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ COMMANDS: dict[str, Callable[..., int] | Group] = {
     "predict": predict,
     "detect": detect,
     "report": report,
+    "serve": serve,
     "models": models,
     "info": info,
     "cost": cost,

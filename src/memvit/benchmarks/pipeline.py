@@ -109,7 +109,7 @@ def run_model(recognizer: OnlineRecognizer, num_clips: int) -> None:
     clip = torch.randn(1, 3, config.num_frames, config.crop_size, config.crop_size)
     weight = recognizer.model.norm.weight
     memory: Memory | None = None
-    with torch.autocast(weight.device.type, recognizer.dtype, enabled=recognizer.dtype is not None):
+    with torch.autocast(weight.device.type, recognizer.engine.dtype, enabled=recognizer.engine.dtype is not None):
         for _ in range(num_clips):
             logits, memory = recognizer.model(clip.to(weight.device, weight.dtype), memory)
             for head in logits if isinstance(logits, tuple) else (logits,):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
+from collections.abc import Callable
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 _KEPT_BYTES = 1 << 30
@@ -31,9 +33,26 @@ def keep_freed_memory() -> bool:
     """
     if "MALLOC_TRIM_THRESHOLD_" in os.environ or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return False
-    if sys.platform != "linux":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _of_c_library("mallopt")
     if mallopt is None:
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)) and bool(mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES))
+
+
+def give_back_freed_memory() -> bool:
+    """Gives freed memory to the system, what is kept for a next step as well: for a process that has nothing to do.
+
+    Returns:
+        Whether the C library can do that (glibc).
+    """
+    trim = _of_c_library("malloc_trim")
+    if trim is None:
+        return False
+    gc.collect()
+    trim(0)
+    return True
+
+
+def _of_c_library(name: str) -> Callable[..., int] | None:
+    """A function of glibc; None with other C libraries."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

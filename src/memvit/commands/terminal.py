@@ -62,6 +62,24 @@ def log_to(console: Console, debug: bool) -> Iterator[None]:
         live.setLevel(before[1])
 
 
+@contextlib.contextmanager
+def log_with_times() -> Iterator[None]:
+    """A server's log on stderr: what the library tells, as often as it happens, with its time."""
+    logger, root = logging.getLogger("memvit"), logging.getLogger()
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    before, level = logger.handlers[:], logger.level
+    logger.handlers.clear()
+    logger.setLevel(min(level, logging.INFO))
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        logger.setLevel(level)
+        logger.handlers[:] = before
+
+
 class _OneLine(logging.Handler):
     def __init__(self, console: Console) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ from memvit.online.detectors import PersonDetector, create_detector
 from memvit.online.persons import DetectedPersons, Person
 from memvit.online.prediction import ClipPrediction
 from memvit.online.recognizer import OnlineRecognizer
+from memvit.online.shared_engine import SharedEngine
 
 __all__ = [
     "BoxFile",
@@ -16,5 +17,6 @@ __all__ = [
     "OnlineRecognizer",
     "Person",
     "PersonDetector",
+    "SharedEngine",
     "create_detector",
 ]

@@ -54,6 +54,7 @@ class StepEngine:
         self.max_batch_size = max_batch_size
         self.compile = compile
         self.backend = backend
+        self.warm_sizes: Sequence[int] = (1,)  # batches that `warm_up` tries where nothing is compiled
         # What a CUDA graph gives is overwritten when it runs again.
         self.reuses_outputs = self.device.type == "cuda" and backend == "inductor"
         self._steps: dict[tuple[int, Size3], Step] = {}
@@ -76,7 +77,7 @@ class StepEngine:
         Raises:
             ValueError: there is no compiler on this machine.
         """
-        for batch_size in self.batch_sizes if self.compile else [1]:
+        for batch_size in self.batch_sizes if self.compile else self.warm_sizes:
             memory = self.model.new_memory(batch_size, *clip_size)
             clips = memory.valid.new_zeros(batch_size, self.model.config.in_channels, *clip_size, dtype=torch.float32)
             try:

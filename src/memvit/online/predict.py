@@ -46,6 +46,7 @@ def predict_video(
     model_name: str = "",
     untrained: bool = False,
     on_progress: OnProgress | None = None,
+    name: str | None = None,
 ) -> VideoResult:
     """Recognises one video, clip by clip, and writes what was found into a folder.
 
@@ -68,6 +69,7 @@ def predict_video(
         model_name: stands in the results.
         untrained: the weights are random, and every result says so.
         on_progress: called after every clip, and now and then while drawing.
+        name: what the results call the video; its path or address where None.
 
     Returns:
         How it ended: "complete", or "partial" if the video is damaged.
@@ -77,7 +79,7 @@ def predict_video(
         ValueError: an option is out of range, results cannot be written, or the model's output is not finite.
         KeyboardInterrupt: passed on once everything is in order; the folder's summary then says "interrupted".
     """
-    names = _head_names(recognizer, head_names)
+    names = head_names_of(recognizer, head_names)
     if topk < 1:
         raise ValueError(f"topk={topk}: list 1 class per clip or more")
     with opened(video) as source:
@@ -86,7 +88,7 @@ def predict_video(
                 f"{source.name} is live and cannot be read a second time for an overlay: record it and recognise the file, or "
                 "leave out the overlay"
             )
-        run = _Run(recognizer, source, Path(folder), names, topk, model_name, untrained, on_progress)
+        run = _Run(recognizer, source, Path(folder), names, topk, model_name, untrained, on_progress, name)
         with ResultWriter(folder, names) as writer, run.accounted(writer):
             run.recognise(writer, max_duration_s)
             run.save_pictures()
@@ -159,8 +161,9 @@ class _Run(VideoRun):
         model_name: str,
         untrained: bool,
         on_progress: OnProgress | None,
+        name: str | None,
     ) -> None:
-        super().__init__(video, folder, model_name, untrained, on_progress)
+        super().__init__(video, folder, model_name, untrained, on_progress, name)
         self.recognizer = recognizer
         self.head_names = head_names
         self.topk = topk
@@ -251,7 +254,7 @@ class _Run(VideoRun):
         return max(prediction.about_s - new_s / 2, self.timeline.bins.start_s), prediction.about_s + new_s / 2
 
 
-def _head_names(recognizer: OnlineRecognizer, given: Sequence[str] | None) -> tuple[str, ...]:
+def head_names_of(recognizer: OnlineRecognizer, given: Sequence[str] | None = None) -> tuple[str, ...]:
     """What heads are called: nothing, where there is one."""
     head = recognizer.model.config.head
     num_heads = len(head.num_classes)

@@ -51,9 +51,11 @@ class OnlineRecognizer:
         compile: with `torch.compile`, on a GPU with CUDA graphs. What compiles takes from seconds to minutes, at `warm_up` or
             the first clip; nothing is compiled after it, however many streams come and go. Batches are filled up to 1, 2,
             4, ..., `max_batch_size` clips, each of which is a graph: with one stream, `max_batch_size=1` saves the others.
+        engine: what runs the model, in place of an own one made of `dtype`, `max_batch_size` and `compile`. Recognizers in
+            several threads share a `SharedEngine`, and their clips go through the model together.
 
     Raises:
-        ValueError: a rate or stride below 1, or a model that classifies boxes.
+        ValueError: a rate or stride below 1, a model that classifies boxes, or an engine of another model.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class OnlineRecognizer:
         max_batch_size: int = 8,
         max_gap_s: float | None = None,
         compile: bool = False,
+        engine: StepEngine | None = None,
     ) -> None:
         config = model.config
         if config.head.task == "boxes":
@@ -89,10 +92,14 @@ class OnlineRecognizer:
         self.fps = fps
         self.sampling_rate = sampling_rate
         self.grid = ClipGrid(config.num_frames, stride, sampling_rate / fps)
-        self.max_batch_size = max_batch_size
         self.max_gap_s = max_gap_s
-        self.dtype = None if dtype in (None, torch.float32) else dtype
-        self.engine = StepEngine(self.model, self.dtype, max_batch_size=max_batch_size, compile=compile)
+        number_format = None if dtype in (None, torch.float32) else dtype
+        if engine is None:
+            engine = StepEngine(self.model, number_format, max_batch_size=max_batch_size, compile=compile)
+        if engine.model is not self.model:
+            raise ValueError("engine runs another model: make it of the one that is given")
+        self.engine = engine
+        self.max_batch_size = engine.max_batch_size
         channels = (tuple(config.mean), tuple(config.std))
         self.transform = ClipTransform(config.crop_size, *channels, keep_aspect=keep_aspect)  # type: ignore[arg-type]
         self._streams: dict[Hashable, StreamState] = {}
@@ -148,7 +155,7 @@ class OnlineRecognizer:
         for stream, stream_frames in stamped.items():
             for frame in stream_frames:
                 ready += self._take(stream, frame)
-        return self._recognize(ready)
+        return self.recognize(ready)
 
     def push_clip(self, clip: Tensor, stream: Hashable = 0, start_s: float | None = None) -> ClipPrediction:
         """Takes a whole clip of a stream instead of frames.
@@ -174,7 +181,7 @@ class OnlineRecognizer:
                 "memory is as it was; mend the frames and push them again"
             )
         end_s = start_s + clip.shape[1] * self.grid.period_s
-        prediction = self._recognize([ReadyClip(stream, clip, start_s, end_s)])[0]
+        prediction = self.recognize([ReadyClip(stream, clip, start_s, end_s)])[0]
         state.next_index += clip.shape[1]
         return prediction
 
@@ -194,7 +201,7 @@ class OnlineRecognizer:
                 for index, frame in self._samplers[name].finish(end_s):
                     ready += self._ready(name, self._streams[name].add(index, self.transform.frame(frame)))
             ready += self._ready(name, self._streams[name].flush())
-        predictions = self._recognize(ready)
+        predictions = self.recognize(ready)
         for name in streams:
             self._streams.pop(name, None)
             self._samplers.pop(name, None)
@@ -234,9 +241,28 @@ class OnlineRecognizer:
         with Prefetcher(self._sample(frames, sampler, end_s), prefetch) as sampled:
             for index, pixels, restart_s in sampled:
                 clips = [] if restart_s is None else state.restart(restart_s)
-                yield from self._recognize(self._ready(stream, clips + state.add(index, pixels)))
-        yield from self._recognize(self._ready(stream, state.flush()))
+                yield from self.recognize(self._ready(stream, clips + state.add(index, pixels)))
+        yield from self.recognize(self._ready(stream, state.flush()))
         self._streams.pop(stream, None)
+
+    def recognize(self, ready: Sequence[ReadyClip]) -> list[ClipPrediction]:
+        """Runs clips that have all their frames: those of different streams together, those of one stream one after another.
+
+        Every clip comes through here, however its frames came: override it to see clips beside what is said of them.
+        """
+        predictions: list[ClipPrediction] = []
+        waiting = list(ready)
+        while waiting:
+            batch: list[ReadyClip] = []
+            later: list[ReadyClip] = []
+            streams: set[Hashable] = set()
+            for clip in waiting:
+                fits = len(batch) < self.max_batch_size and (not batch or clip.clip.shape == batch[0].clip.shape)
+                (batch if fits and clip.stream not in streams else later).append(clip)
+                streams.add(clip.stream)  # whatever became of this clip, those after it wait for it
+            predictions += self._forward(batch)
+            waiting = later
+        return predictions
 
     def position_s(self, stream: Hashable = 0) -> float:
         """The instant of the frame that a stream needs next; a resumed `run` may read from a little before it."""
@@ -352,22 +378,6 @@ class OnlineRecognizer:
         for index, chosen in sampler.finish(end_s):
             yield index, self.transform.frame(chosen), restart_s
             restart_s = None
-
-    def _recognize(self, ready: Sequence[ReadyClip]) -> list[ClipPrediction]:
-        """Runs clips, those of different streams together and those of one stream one after another."""
-        predictions: list[ClipPrediction] = []
-        waiting = list(ready)
-        while waiting:
-            batch: list[ReadyClip] = []
-            later: list[ReadyClip] = []
-            streams: set[Hashable] = set()
-            for clip in waiting:
-                fits = len(batch) < self.max_batch_size and (not batch or clip.clip.shape == batch[0].clip.shape)
-                (batch if fits and clip.stream not in streams else later).append(clip)
-                streams.add(clip.stream)  # whatever became of this clip, those after it wait for it
-            predictions += self._forward(batch)
-            waiting = later
-        return predictions
 
     def _forward(self, batch: Sequence[ReadyClip]) -> list[ClipPrediction]:
         states = [self._state(clip.stream) for clip in batch]

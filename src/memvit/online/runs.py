@@ -77,6 +77,7 @@ class VideoRun:
         model_name: stands in the summary.
         untrained: the weights are random.
         on_progress: called now and then.
+        name: what results and messages call the video; its path or address where None.
 
     Attributes:
         name: of the video, an address without its password.
@@ -88,13 +89,20 @@ class VideoRun:
     files: ClassVar[tuple[str, ...]] = ()  # names of those that there may be, besides the summary
 
     def __init__(
-        self, video: VideoSource, folder: Path, model_name: str, untrained: bool, on_progress: OnProgress | None
+        self,
+        video: VideoSource,
+        folder: Path,
+        model_name: str,
+        untrained: bool,
+        on_progress: OnProgress | None,
+        name: str | None = None,
     ) -> None:
         self.video = video
         self.folder = folder
         self.model_name = model_name
         self.untrained = untrained
-        self.name = video.name if isinstance(video, LiveSource) else video.path
+        self._own_name = video.name if isinstance(video, LiveSource) else video.path
+        self.name = self._own_name if name is None else name
         self.status: Status = "interrupted"
         self.message: str | None = None
         self.is_damaged = False
@@ -135,7 +143,7 @@ class VideoRun:
     def note_damage(self) -> None:
         """Takes down what of the video could not be read, once it was read to its end."""
         warning = None if isinstance(self.video, LiveSource) else self.video.warning
-        self.message, self.is_damaged = warning, warning is not None
+        self.message, self.is_damaged = warning and self._renamed(warning), warning is not None
 
     @contextlib.contextmanager
     def accounted(self, writer: ResultFolder) -> Iterator[None]:
@@ -183,6 +191,9 @@ class VideoRun:
     def save_pictures(self) -> None:
         """Draws what needs no second look at the video."""
 
+    def _renamed(self, message: str) -> str:
+        return message.replace(self._own_name, self.name)
+
     def _end_badly(self, writer: ResultFolder, error: BaseException) -> None:
         """Leaves a folder that says what happened; none at all if nothing was recognised."""
         interrupted = isinstance(error, KeyboardInterrupt | GeneratorExit | SystemExit)
@@ -193,7 +204,7 @@ class VideoRun:
                 writer.remove()
                 return
             if not interrupted:
-                self.message = " ".join(str(error).split()) or type(error).__name__
+                self.message = self._renamed(" ".join(str(error).split())) or type(error).__name__
             self.save_pictures()
         with contextlib.suppress(OSError):
             self.result().save()

@@ -43,6 +43,7 @@ def write_report(
     max_width: int = DEFAULT_MAX_WIDTH,
     max_mb: float = DEFAULT_MAX_MB,
     image_fps: float = 30.0,
+    name: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> Path:
     """Writes a page that shows what was recognised in a video while the video plays.
@@ -57,6 +58,7 @@ def write_report(
         max_width: of a video that has to be encoded anew, pixels.
         max_mb: of the video in the page, megabytes; one that is larger is encoded anew.
         image_fps: images per second of folders and tar files.
+        name: what the video is called, where its file is called something else.
         on_progress: called now and then.
 
     Returns:
@@ -77,7 +79,7 @@ def write_report(
     beside = Path(predictions) if Path(predictions).is_dir() else Path(predictions).parent
     target = beside / REPORT_FILE if output is None else Path(output)
     _check_target(target, [Path(predictions), Path(video)])
-    notes = _compare(findings, video, image_fps)
+    notes = _compare(findings, video, name or Path(video).name, image_fps)
     if link:
         film = _linked(video, image_fps)
         _write(target, _page(findings, film, notes, _address(film.path, target.parent)), None)
@@ -106,7 +108,7 @@ def _check_target(target: Path, sources: Sequence[Path]) -> None:
         raise ValueError(f"{target} would be overwritten, and the report is made of it: choose another name")
 
 
-def _compare(findings: Findings, video: str | os.PathLike[str], image_fps: float) -> list[str]:
+def _compare(findings: Findings, video: str | os.PathLike[str], given: str, image_fps: float) -> list[str]:
     """What viewers should know where predictions and video do not fit quite well.
 
     Raises:
@@ -114,7 +116,7 @@ def _compare(findings: Findings, video: str | os.PathLike[str], image_fps: float
     """
     with open_film(video, image_fps) as source:
         duration_s = source.info.duration_s
-    name, given = Path(findings.video).name or findings.video, Path(video).name
+    name = Path(findings.video).name or findings.video
     if duration_s and findings.end_s > duration_s * 1.05 + _OVERRUN_S:
         raise ValueError(
             f"{video} ends at {duration_s:.1f} s, but the predictions, of {findings.video}, go on until {findings.end_s:.1f} s: "
