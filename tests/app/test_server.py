@@ -335,6 +335,15 @@ def test_an_unforeseen_error_is_in_the_log_and_others_notice_nothing(
         assert server.ended(server.upload(videos / "ok.mp4"))["state"] == "complete"
 
 
+def test_a_service_that_cannot_be_leaves_no_thread_behind(tmp_path: Path) -> None:
+    before = threading.active_count()
+    for options in ({"stride": 0}, {"head_names": ("a",)}):
+        with pytest.raises(ValueError, match=r"stride=0|heads"):
+            Service(small_model(num_classes=(2, 3)), "m", folder=str(tmp_path), **options)
+    assert threading.active_count() == before
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_files_of_a_server_that_was_killed_are_removed_by_the_next(tmp_path: Path) -> None:
     process = os.fork()
     if not process:

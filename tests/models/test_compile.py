@@ -187,7 +187,7 @@ def test_outputs_that_the_next_step_overwrites_are_kept() -> None:
 
 
 def test_inductor_gives_what_eager_gives() -> None:
-    model = two_blocks()
+    model = one_block()
     ours, theirs = OnlineRecognizer(model, compile=True, max_batch_size=1), OnlineRecognizer(model)
     check_alike([ours.push_clip(clip(i)) for i in range(6)], [theirs.push_clip(clip(i)) for i in range(6)])
 

@@ -87,12 +87,16 @@ class Service:
             compile=compile,
             on_step=self.telemetry.note_step,
         )
-        probe = WatchedRecognizer(self._model, self.engine, lambda *_: None, **rates)
-        self.head_names = head_names_of(probe, head_names)
+        try:
+            probe = WatchedRecognizer(self._model, self.engine, lambda *_: None, **rates)
+            self.head_names = head_names_of(probe, head_names)
+            probe.warm_up()
+            self.board = Board(self.limits, self._run, folder, on_idle)
+        except BaseException:
+            self.engine.close()
+            raise
         self._grid = probe.grid
         self._encoding = threading.Lock()  # reports encode videos, and the model needs the processor as well
-        probe.warm_up()
-        self.board = Board(self.limits, self._run, folder, on_idle)
         self.telemetry.watch(self.board)
 
     def about(self) -> dict[str, Any]:

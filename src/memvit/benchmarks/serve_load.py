@@ -30,7 +30,7 @@ from urllib.request import Request, urlopen
 
 from memvit.video.sample import make_sample_video
 
-KEEP_S = 3.0
+KEEP_S = 1.0
 START_TIMEOUT_S = 120.0
 TIMEOUT_S = 600.0
 SETTLE_S = 60.0

@@ -193,14 +193,14 @@ export class Watch {
 
   async stop() {
     $("stop").disabled = true;
-    const camera = this.camera;
+    const { id, camera } = this;
     this.camera = null;
     try {
       if (camera) {
         this.stage.show("sentence", "The camera is off.");
         await camera.finish();
       }
-      await ask(address(this.id, "/stop"), { method: "POST" });
+      await ask(address(id, "/stop"), { method: "POST" });
     } catch (error) {
       if (![404, 409].includes(error.status)) this.on.alert(error.message);
     }
@@ -210,9 +210,9 @@ export class Watch {
   endCamera() {
     this.camera.abandon();
     this.camera = null;
-    const { id } = this;
     this.stage.show("sentence", "The camera is off.");
-    if (!this.isDone) ask(address(id, "/stop"), { method: "POST" }).catch(() => {}); // the server ends it by itself, too
+    if (this.isDone) return;
+    ask(address(this.id, "/stop"), { method: "POST" }).catch(() => {}); // later, the server ends it by itself
   }
 
   async removeAll() {
