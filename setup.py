@@ -5,7 +5,7 @@ import sys
 
 from setuptools import Extension, setup
 
-SOURCES = ("dispatch", "avx2", "avx512", "avx512_bf16")
+SOURCES = ("dispatch", "avx2", "avx512", "avx512_bf16", "amx")
 BUILDS_KERNELS = platform.machine() in ("x86_64", "AMD64") and sys.platform.startswith("linux")
 
 kernels = Extension(
@@ -13,7 +13,10 @@ kernels = Extension(
     sources=[f"src/memvit/kernels/csrc/{name}.cpp" for name in SOURCES],
     depends=[
         f"src/memvit/kernels/csrc/{name}"
-        for name in ("memvit_cpu.h", "vectors.inl", "kernels.inl", "attention.inl", "pooling.inl", "max_pooling.inl")
+        for name in (
+            "memvit_cpu.h",
+            *("vectors.inl", "tiles.inl", "kernels.inl", "attention.inl", "pooling.inl", "max_pooling.inl"),
+        )
     ],
     # Instructions beyond the baseline are chosen function by function in the sources, and at run time.
     extra_compile_args=[

@@ -3,7 +3,7 @@
 The library (csrc/) is plain C++ without PyTorch's headers, so it is built without PyTorch and serves every version of it. It
 is called through ctypes and runs on PyTorch's own threads, which it gets as a function of PyTorch's stable C interface. What
 instructions it uses is decided here, when it is loaded; the environment variable MEMVIT_CPU_KERNELS chooses less: "off",
-"avx2", "avx512", "avx512_bf16".
+"avx2", "avx512", "avx512_bf16", "amx".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LEVELS = ("off", "avx2", "avx512", "avx512_bf16")
+LEVELS = ("off", "avx2", "avx512", "avx512_bf16", "amx")
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -174,7 +174,8 @@ def lanes() -> int:
 
 def operand_dtype(dtype: torch.dtype) -> torch.dtype:
     """What attention to tensors of this dtype multiplies: bfloat16 where there are instructions for it."""
-    return torch.bfloat16 if dtype == torch.bfloat16 and LEVELS[_level] == "avx512_bf16" else torch.float32
+    has_bfloat16 = _level >= LEVELS.index("avx512_bf16")
+    return torch.bfloat16 if dtype == torch.bfloat16 and has_bfloat16 else torch.float32
 
 
 def _run(name: str, call: Structure) -> None:

@@ -5,7 +5,7 @@
 // and a block of keys at a time: logits, softmax with a running maximum, values. Accumulation, positions and softmax are in
 // float32 whatever the operands are. Included inside a namespace, after vectors.inl.
 
-constexpr int64_t KEY_BLOCK = 480;  // keys whose logits stay in the first-level cache; a multiple of P
+constexpr int64_t KEY_BLOCK = MEMVIT_LEVEL >= 4 ? 960 : 480;  // keys whose logits stay in cache; a multiple of P
 constexpr int64_t MACRO_TILE = 512;  // queries whose position values are computed together
 constexpr int64_t QUERY_GROUP = 4 * MR;  // queries that share a key block while it is in cache
 constexpr float LOG2_E = 1.44269504088896341f;
@@ -41,7 +41,7 @@ struct Attention {
       for (int64_t i = 0; i < W; i++) rows[i] = j + i < n ? key(call.k, plan.keys[j + i], b, head) : nullptr;
       pack_keys(rows, reinterpret_cast<int32_t*>(k_out + j / P * P * depth) + j % P);
     }
-    const int64_t num_rows = round_up(n, 2);
+    const int64_t num_rows = round_up(n, DEPTH_STEP);
     for (int64_t j = 0; j < num_rows; j += PAIRS) {
       const T* row = j < n ? key(call.v, plan.keys[j], b, head) : nullptr;
       const T* next = j + 1 < n ? key(call.v, plan.keys[j + 1], b, head) : nullptr;
@@ -55,6 +55,8 @@ struct Attention {
   }
 
   static constexpr int PAIRS = sizeof(O) == 2 ? 2 : 1;  // operands in 32 bits
+  // What depths are multiples of; that of a head's channels is one of W anyway.
+  static constexpr int64_t DEPTH_STEP = MEMVIT_LEVEL >= 4 ? W : 2;
 
   // W keys as W columns of a panel, `to` being the first of them; no key: zeros.
   void pack_keys(const T* const (&rows)[W], int32_t* to) const {
@@ -107,8 +109,10 @@ struct Attention {
           for (int64_t i = 0; i < MR; i++) copy_query(begin + order[from + smaller(i, count - 1)], b, head, rows + i * d);
           for (int64_t e = 0; e < term.entries; e += W) {
             float* to = values + value_starts[t] + e;
-            if (count > MR / 2) products<MR>(rows, table + e * PAIRS, term.entries, order + from, count, to);
+            if (MEMVIT_LEVEL >= 4 || count > MR / 2) products<MR>(rows, table + e * PAIRS, term.entries, order + from, count, to);
+#if MEMVIT_LEVEL < 4
             else products<MR / 2>(rows, table + e * PAIRS, term.entries, order + from, count, to);
+#endif
           }
           from += count;
         }
@@ -119,8 +123,7 @@ struct Attention {
   template <int R>
   void products(const O* rows, const O* table, int64_t stride, const int32_t* order, int64_t count, float* to) const {
     Vec acc[R][1];
-    for (int i = 0; i < R; i++) acc[i][0] = set1(0);
-    multiply<R, 1>(acc, rows, call.head_dim, table, call.head_dim, stride);
+    product<R, 1>(acc, rows, call.head_dim, table, call.head_dim, stride);
     for (int i = 0; i < R; i++)
       if (i < count) store(to + order[i] * value_width, acc[i][0]);
   }
@@ -136,9 +139,7 @@ struct Attention {
   void logits(const O* q, int64_t q_stride, const O* panel, const KeyPlan& plan, int64_t vector, const float* values,
               float* out, Vec (&highest)[MR]) const {
     Vec acc[MR][V];
-    for (int r = 0; r < MR; r++)
-      for (int v = 0; v < V; v++) acc[r][v] = set1(0);
-    multiply<MR, V>(acc, q, q_stride, panel, call.head_dim);
+    product<MR, V>(acc, q, q_stride, panel, call.head_dim);
     const Vec scale = set1(call.scale * LOG2_E);
     for (int v = 0; v < V; v++) {
       for (int r = 0; r < MR; r++) acc[r][v] = mul(acc[r][v], scale);
@@ -164,12 +165,18 @@ struct Attention {
 
   template <int V>
   void weigh(const O* weights, const O* panel, int64_t depth, float* out, int64_t out_stride, const float* keep) const {
+#if MEMVIT_LEVEL >= 4
+    for (int r = 0; keep && r < MR; r++)
+      for (int v = 0; v < V; v++) store(out + r * out_stride + v * W, mul(load(out + r * out_stride + v * W), set1(keep[r])));
+    multiply_tiles<V>(out, out_stride, !keep, weights, KEY_BLOCK, panel, depth);
+#else
     Vec acc[MR][V];
     for (int r = 0; r < MR; r++)
       for (int v = 0; v < V; v++) acc[r][v] = keep ? mul(load(out + r * out_stride + v * W), set1(keep[r])) : set1(0);
     multiply<MR, V>(acc, weights, KEY_BLOCK, panel, depth);
     for (int r = 0; r < MR; r++)
       for (int v = 0; v < V; v++) store(out + r * out_stride + v * W, acc[r][v]);
+#endif
   }
 
   // One block of keys for MR queries: brings their sums, maxima and weighted values up to date.
@@ -200,10 +207,10 @@ struct Attention {
       }
       sums[r] = sums[r] * keep[r] + sum_of(sum);
     }
-    const int64_t rows = round_up(plan.num_keys, 2);
+    const int64_t rows = round_up(plan.num_keys, DEPTH_STEP);
     for (int64_t c = 0; c < d; c += P) {
       const O* panel = v + (c / P * rows + key0) * P;
-      const int64_t num = sizeof(O) == 2 ? round_up(n, 2) : n;
+      const int64_t num = sizeof(O) == 2 ? round_up(n, DEPTH_STEP) : n;
       const float* kept = key0 ? keep : nullptr;
       if (d - c > 2 * W) weigh<3>(weights, panel, num, out + c, out_width, kept);
       else if (d - c > W) weigh<2>(weights, panel, num, out + c, out_width, kept);
@@ -301,7 +308,7 @@ static int32_t run_attention(const memvit_attention_call& call, memvit_parallel_
   const int64_t num_plans = call.key_mask && call.mask_batch_stride ? call.batch : 1;
   const int64_t num_vectors = (call.num_keys + W - 1) / W, depth = round_up(call.head_dim, 2);
   const int64_t packed_k = round_up(call.num_keys, P) * depth;
-  const int64_t packed_size = packed_k + round_up(call.head_dim, P) * round_up(call.num_keys, 2);
+  const int64_t packed_size = packed_k + round_up(call.head_dim, P) * round_up(call.num_keys, W);
   const int64_t plan_ints = round_up(call.num_keys + call.num_terms * num_vectors * (W + 1), 16);
   const size_t bytes = num_plans * (sizeof(KeyPlan) + 4 * plan_ints) + call.batch * call.heads * packed_size * sizeof(O) + 8 * 64;
   Parts parts{shared.reserve(bytes)};
@@ -331,6 +338,9 @@ static int32_t run_attention(const memvit_attention_call& call, memvit_parallel_
   parallel_for(0, num_packs * num_tiles, 1, [](int64_t begin, int64_t end, void* context) {
     static thread_local Scratch scratch;
     const auto& a = *static_cast<const Attention<T, O>*>(context);
+#if MEMVIT_LEVEL >= 4
+    const Tiles tiles;
+#endif
     for (int64_t i = begin; i < end; i++) {
       const int64_t pair = i / a.num_tiles;
       a.run(pair / a.call.heads, pair % a.call.heads, i % a.num_tiles, scratch);
@@ -341,7 +351,9 @@ static int32_t run_attention(const memvit_attention_call& call, memvit_parallel_
 
 int32_t attention(const memvit_attention_call* call, memvit_parallel_for parallel_for) {
   if (call->head_dim % W || call->num_terms > 3) return 1;
+#if MEMVIT_LEVEL < 4
   if (call->dtype == MEMVIT_FLOAT32) return run_attention<float, float>(*call, parallel_for);
+#endif
 #if MEMVIT_LEVEL >= 3
   return run_attention<bf16, bf16>(*call, parallel_for);
 #else

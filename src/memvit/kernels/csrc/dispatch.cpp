@@ -1,6 +1,10 @@
 // Which instructions this processor has, and the kernels that go with them.
 #include "memvit_cpu.h"
 
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #define MEMVIT_DECLARE(name)                                                       \
   namespace name {                                                                 \
   int32_t attention(const memvit_attention_call*, memvit_parallel_for);            \
@@ -11,12 +15,24 @@
 MEMVIT_DECLARE(memvit_avx2)
 MEMVIT_DECLARE(memvit_avx512)
 MEMVIT_DECLARE(memvit_avx512_bf16)
+namespace memvit_amx {
+int32_t attention(const memvit_attention_call*, memvit_parallel_for);
+}
+
+// Whether there are AMX's tiles for bfloat16, and the system lets this process have the 8 KiB that they add to its state.
+static bool may_use_tiles() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;
+  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
 
 #define MEMVIT_DISPATCH(name)                                              \
   switch (level) {                                                         \
     case 1: return memvit_avx2::name(call, parallel_for);                  \
     case 2: return memvit_avx512::name(call, parallel_for);                \
-    case 3: return memvit_avx512_bf16::name(call, parallel_for);           \
+    case 3:                                                                \
+    case 4: return memvit_avx512_bf16::name(call, parallel_for);           \
     default: return 1;                                                     \
   }
 
@@ -28,10 +44,12 @@ int32_t memvit_best_level(void) {
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
       !__builtin_cpu_supports("avx512dq"))
     return 1;
-  return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+  if (!__builtin_cpu_supports("avx512bf16")) return 2;
+  return may_use_tiles() ? 4 : 3;
 }
 
 int32_t memvit_attention(const memvit_attention_call* call, int32_t level, memvit_parallel_for parallel_for) {
+  if (level == 4 && call->dtype == MEMVIT_BFLOAT16) return memvit_amx::attention(call, parallel_for);
   MEMVIT_DISPATCH(attention)
 }
 

@@ -21,7 +21,7 @@ struct memvit_tokens {
 // logits[i, j] += q[i] . table[row[i], :, entry[j]] for every query i and key j with row[i] >= 0 and entry[j] >= 0.
 struct memvit_term {
   // Multiplied by log2(e), entries padded to a multiple of 16: float32 (rows, head_dim, entries), or, where operands are
-  // bfloat16 (dtype bfloat16 at level 3), bfloat16 (rows, head_dim / 2, entries, 2).
+  // bfloat16 (dtype bfloat16 from level 3 on), bfloat16 (rows, head_dim / 2, entries, 2).
   const void* table;
   const int32_t* row;    // (num_queries,)
   const int32_t* entry;  // (num_keys,)
@@ -94,7 +94,8 @@ struct memvit_norm_call {
   int32_t dtype, added_dtype, out_dtype;
 };
 
-// The best instruction set of this processor that there are kernels for: 0 none, 1 AVX2, 2 AVX-512, 3 AVX-512 with bfloat16.
+// The best instruction set of this processor that there are kernels for: 0 none, 1 AVX2, 2 AVX-512, 3 AVX-512 with bfloat16,
+// 4 that and AMX's tiles.
 __attribute__((visibility("default"))) int32_t memvit_best_level(void);
 
 // Run on PyTorch's threads with the instructions of `level`; 0: done, else not supported (nothing was written).

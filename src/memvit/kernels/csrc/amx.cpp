@@ -1,0 +1,16 @@
+// Attention with AMX's tile instructions, to bfloat16; it runs only where the processor and the system have them (dispatch.cpp).
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstdlib>
+
+#include "memvit_cpu.h"
+
+#define MEMVIT_LEVEL 4
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")
+namespace memvit_amx {
+#include "vectors.inl"
+#include "attention.inl"
+}
+#pragma GCC pop_options
