@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -30,3 +31,20 @@ def chromium() -> Iterator[object]:
         browser = playwright.chromium.launch(executable_path=executable, args=OPTIONS)
         yield browser
         browser.close()
+
+
+CAMERA_OPTIONS = [
+    "--use-fake-device-for-media-stream",  # a green picture in which something turns
+    "--use-fake-ui-for-media-stream",  # and who is asked for it says yes
+    "--host-resolver-rules=MAP memvit.test 127.0.0.1",  # a name that, unlike localhost, browsers do not trust without https
+]
+
+
+@pytest.fixture(scope="module")
+def chromium_with_camera(chromium: Any) -> Iterator[object]:
+    """A second `playwright.sync_api.Browser`, one that has a camera; modules import `chromium` as well."""
+    browser = chromium.browser_type.launch(
+        executable_path=next(filter(None, map(shutil.which, EXECUTABLES))), args=[*OPTIONS, *CAMERA_OPTIONS]
+    )
+    yield browser
+    browser.close()

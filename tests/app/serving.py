@@ -80,7 +80,7 @@ class Server:
         found = []
         for block in body.decode().split("\n\n"):
             fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
-            if fields:
+            if "event" in fields:
                 number = int(fields["id"]) if "id" in fields else None
                 found.append((fields["event"], number, json.loads(fields["data"])))
         return found

@@ -90,7 +90,7 @@ def test_the_uploaded_video_can_be_shown_in_parts(server: Server, videos: Path) 
 @pytest.mark.parametrize(
     ("name", "status", "says"),
     [
-        ("text.mp4", 422, "cannot read text.mp4 as a video"),
+        ("text.mp4", 422, "Cannot read text.mp4 as a video"),
         ("empty.mp4", 422, "empty (0 bytes)"),
     ],
 )
@@ -300,7 +300,8 @@ def test_an_address_is_opened_and_a_wrong_one_explained(videos: Path, tmp_path: 
         assert "secret" not in json.dumps(state)
         id = json.loads(start(f"{server.url}/api/jobs/{server.upload(videos / 'ok.mp4')}/video")[1])["id"]
         server.until(id, lambda state: state["num_clips"] > 0)
-        assert server.json(f"api/jobs/{id}")["has_video"] is False
+        state = server.json(f"api/jobs/{id}")
+        assert (state["has_video"], state["name"].startswith(server.url)) == (False, True)
         server.json(f"api/jobs/{id}/stop", b"")
         assert server.ended(id)["state"] == "complete"
         assert "report.html" not in server.json(f"api/jobs/{id}")["files"]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from memvit.app.camera import VisitorCamera
-from memvit.app.job import Job, Kind, plain_name
+from memvit.app.job import Job, Kind
 from memvit.app.limits import Limits
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Board:
             id = secrets.token_urlsafe(18)
             folder = self.folder / id
             folder.mkdir()
-            job = self._jobs[id] = Job(id, plain_name(name), kind, compare, folder)
+            job = self._jobs[id] = Job(id, name, kind, compare, folder)
             return job
 
     def submit(self, job: Job) -> None:

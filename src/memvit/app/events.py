@@ -14,6 +14,7 @@ from memvit.app.job import Job
 POLL_PERIOD_S = 0.1
 PROGRESS_PERIOD_S = 1.0
 PING_PERIOD_S = 15.0
+RETRY_MS = 1000  # after a break; browsers wait three seconds by themselves
 
 
 async def events(job: Job, board: Board, last_id: int) -> AsyncIterator[str]:
@@ -23,6 +24,7 @@ async def events(job: Job, board: Board, last_id: int) -> AsyncIterator[str]:
     """
     job.watchers += 1
     try:
+        yield f"retry: {RETRY_MS}\n\n"
         seen, state, told_s, sent_s = max(last_id, 0), "", 0.0, time.monotonic()
         while not board.closed:
             has_ended = job.has_ended  # before the clips: none comes after it

@@ -138,7 +138,8 @@ def recognise(
 
 def plain_reason(error: Exception, job: Job) -> str:
     """What is wrong with a video, for its visitor: where it lies on the server is nothing to them."""
-    return " ".join(str(error).split()).replace(str(job.upload), job.name).replace(str(job.folder), job.name)
+    text = " ".join(str(error).split()).replace(str(job.upload), job.name).replace(str(job.folder), job.name)
+    return text if text.startswith(job.name) else text[:1].upper() + text[1:]
 
 
 def _describe(prediction: ClipPrediction, without: ClipPrediction | None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from memvit.app.board import BusyError
 from memvit.app.camera import VisitorCamera, read_pictures
 from memvit.app.events import events
 from memvit.app.guard import ANY_HOST, Guard
-from memvit.app.job import RESULTS, Job
+from memvit.app.job import RESULTS, Job, plain_name
 from memvit.app.recognition import WENT_WRONG, plain_reason
 from memvit.app.service import Service
 from memvit.app.uploads import UploadError, check_size, receive
@@ -137,7 +137,7 @@ def _add_starts(app: FastAPI, service: Service) -> None:
     @app.post("/api/jobs", status_code=201)
     async def upload(request: Request, name: str = "video", compare: bool = False) -> dict[str, str]:
         size = check_size(request.headers.get("content-length"), service.limits.upload_bytes)
-        job = service.board.new(name, "file", compare and service.has_memory)
+        job = service.board.new(plain_name(name), "file", compare and service.has_memory)
         try:
             await receive(request.stream(), job.upload, size)
             service.telemetry.received.inc(size)
