@@ -18,15 +18,18 @@ def write_run(run: Path, **overrides: object) -> memvit.MeMViT:
     model = small_model(**overrides)
     model.save_pretrained(run / "model")
     (run / "checkpoints").mkdir()
-    config = model.config.to_dict()
+    config, head = model.config.to_dict(), model.config.head
     for name in ("names", "anticipation_s"):
         del config["head"][name]
-    data = {"kind": "SegmentsData", "task": "clip", "anticipation_s": model.config.head.anticipation_s}
+    own = {
+        "identity": {"model": config},
+        "head": {"head_names": head.names, "anticipation_s": head.anticipation_s},
+    }
     for name, step in (("best", 8), ("last", 12)):
         content = {
             "state_dict": {f"network.{key}": tensor for key, tensor in model.state_dict().items()},
             "global_step": step,
-            SECTION: {"identity": {"model": config, "data": data}},
+            SECTION: own,
         }
         torch.save(content, run / "checkpoints" / f"{name}.ckpt")
     with (run / "metrics.csv").open("w", newline="") as file:

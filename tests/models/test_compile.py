@@ -95,9 +95,8 @@ def test_a_stream_needs_one_graph_and_no_recompilation(
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"memory_gap": 2},
+        {"memory_gap": 2, "causal": True, "head_task": "frames", "num_classes": (2, 3)},
         {"memory_compression": "joint"},
-        {"causal": True, "head_task": "frames", "num_classes": (2, 3)},
     ],
     ids=str,
 )

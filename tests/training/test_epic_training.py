@@ -15,6 +15,7 @@ import yaml
 import memvit
 from epic_tree import NOUNS, SIZE, VERBS, read_rows, segment, write_files, write_images
 from memvit.cli import main
+from memvit.commands.models import load_training_checkpoint
 from memvit.metrics.epic_submission import read_submission
 from training.tiny_data import TINY_OPTIONS
 
@@ -139,6 +140,7 @@ def test_a_miniature_is_trained_resumed_tested_and_submitted(
     head = memvit.create_model(str(run / "model")).config.head
     assert (head.names, head.class_names) == (("verb", "noun"), (VERBS, NOUNS))
     assert head.anticipation_s == (1.0 if task == "anticipation" else 0.0)
+    assert load_training_checkpoint(run / "checkpoints" / "last.ckpt").config.head == head
 
 
 def test_a_submission_for_segments_without_classes_is_written(

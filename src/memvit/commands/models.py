@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,31 +122,12 @@ def load_training_checkpoint(path: str | Path) -> MeMViT:
     from memvit.training.checkpoints import SECTION, read_checkpoint
 
     content = read_checkpoint(path)
-    identity, prefix = content[SECTION]["identity"], "network."
-    config = MViTConfig.from_dict(identity["model"])
-    config = config.replace(**_what_heads_say(Path(path), identity["data"], config))
-    network = MeMViT(config)
+    own, prefix = content[SECTION], "network."
+    network = MeMViT(MViTConfig.from_dict(own["identity"]["model"]).replace(**own.get("head", {})))
     state = content["state_dict"]
     weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     fill(network, weights, str(path), lambda name: False)
     return network.eval()
-
-
-def _what_heads_say(checkpoint: Path, data: Mapping[str, Any], config: MViTConfig) -> dict[str, Any]:
-    """What a checkpoint's config leaves to the data: what heads are called, and how far ahead they look.
-
-    The names are those of the data's kind, or of the model that the finished run wrote beside its checkpoints.
-    """
-    from memvit.datasets.epic_annotations import HEADS
-    from memvit.models.hub import CONFIG_FILE, read_config_file
-
-    names: tuple[str, ...] = HEADS if data["kind"] == "EpicKitchensData" else ()
-    written = checkpoint.resolve().parent.parent / "model" / CONFIG_FILE
-    if not names and len(config.head.num_classes) > 1 and written.is_file():
-        head = read_config_file(written).head
-        names = head.names if head.class_names == config.head.class_names else ()
-    ahead_s = data.get("anticipation_s", 0.0) if data.get("task") != "recognition" else 0.0
-    return {"head_names": names, "anticipation_s": ahead_s}
 
 
 def _name_of(checkpoint: Path) -> str:

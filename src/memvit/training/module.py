@@ -392,9 +392,12 @@ class VideoClassifier(LightningModule):
         if self.trainer.world_size > 1:
             everyone = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(everyone, mine)
+        head = self.config_for(self.data).head
         checkpoint[SECTION] = {
             "format": FORMAT,
             "identity": self.identity(self.data, self.trainer.world_size, self.trainer.accumulate_grad_batches),
+            # What models are made of for other purposes, which a training that goes on takes from its data.
+            "head": {"head_names": head.names, "anticipation_s": head.anticipation_s},
             "memory": everyone,
         }
 
