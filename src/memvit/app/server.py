@@ -70,6 +70,12 @@ def create_app(service: Service, *, password: str | None = None, allowed_hosts: 
     _add_starts(app, service)
     _add_jobs(app, service)
     static = Path(str(resources.files("memvit.app").joinpath("static")))
+    theme = Path(str(resources.files("memvit.report").joinpath("theme.css")))
+
+    @app.get("/static/theme.css")  # it is the report's as well
+    async def colours() -> Response:
+        return FileResponse(theme, media_type="text/css")
+
     app.mount("/static", StaticFiles(directory=static), name="static")
 
     @app.get("/")

@@ -182,7 +182,9 @@ def _page(findings: Findings, film: Film, notes: Sequence[str], address: str | N
         "boxes": findings.boxes,
     }
     files = resources.files("memvit.report")
-    page, style, script = (files.joinpath(f"report.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+    names = ("report.html", "theme.css", "report.css", "report.js")
+    page, theme, own_style, script = (files.joinpath(name).read_text("utf-8") for name in names)
+    style = theme + own_style
     filled = Template(page).substitute(
         title=html.escape(_text(str(data["video"]).replace("\0", ""))),
         style=style,
