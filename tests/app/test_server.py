@@ -274,7 +274,7 @@ def test_results_are_removed_after_their_time_and_when_there_are_too_many(videos
 
 
 def test_a_camera_that_falls_silent_ends(tmp_path: Path) -> None:
-    with running(Service(small_model(), "m", limits=Limits(silent_s=0.3), folder=str(tmp_path))) as server:
+    with running(Service(small_model(), "m", limits=Limits(silent_s=2.0), folder=str(tmp_path))) as server:
         id = server.json("api/jobs/camera", b"{}", Content_Type="application/json")["id"]
         server.until(id, lambda state: state["state"] == "running")
         server.json(f"api/jobs/{id}/frames", frames_of(0, 5))
