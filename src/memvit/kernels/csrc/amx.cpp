@@ -6,6 +6,7 @@
 
 #include "memvit_cpu.h"
 
+#if MEMVIT_HAS_AMX
 #define MEMVIT_LEVEL 4
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")
@@ -14,3 +15,4 @@ namespace memvit_amx {
 #include "attention.inl"
 }
 #pragma GCC pop_options
+#endif

@@ -15,6 +15,8 @@
 MEMVIT_DECLARE(memvit_avx2)
 MEMVIT_DECLARE(memvit_avx512)
 MEMVIT_DECLARE(memvit_avx512_bf16)
+
+#if MEMVIT_HAS_AMX
 namespace memvit_amx {
 int32_t attention(const memvit_attention_call*, memvit_parallel_for);
 }
@@ -26,6 +28,7 @@ static bool may_use_tiles() {
   constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }
+#endif
 
 #define MEMVIT_DISPATCH(name)                                              \
   switch (level) {                                                         \
@@ -45,11 +48,16 @@ int32_t memvit_best_level(void) {
       !__builtin_cpu_supports("avx512dq"))
     return 1;
   if (!__builtin_cpu_supports("avx512bf16")) return 2;
-  return may_use_tiles() ? 4 : 3;
+#if MEMVIT_HAS_AMX
+  if (may_use_tiles()) return 4;
+#endif
+  return 3;
 }
 
 int32_t memvit_attention(const memvit_attention_call* call, int32_t level, memvit_parallel_for parallel_for) {
+#if MEMVIT_HAS_AMX
   if (level == 4 && call->dtype == MEMVIT_BFLOAT16) return memvit_amx::attention(call, parallel_for);
+#endif
   MEMVIT_DISPATCH(attention)
 }
 

@@ -4,6 +4,13 @@
 
 #include <cstdint>
 
+// Assemblers older than GCC 11 or Clang 12 do not know AMX; what is built with them does without.
+#if __has_include(<amxtileintrin.h>) || __has_include(<amxintrin.h>)
+#define MEMVIT_HAS_AMX 1
+#else
+#define MEMVIT_HAS_AMX 0
+#endif
+
 extern "C" {
 
 // PyTorch's parallel loop: calls body(begin, end, context) for parts of a range, on PyTorch's threads.
