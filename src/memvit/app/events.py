@@ -44,7 +44,7 @@ async def events(job: Job, board: Board, last_id: int) -> AsyncIterator[str]:
             if sent:
                 sent_s = now_s
                 yield "".join(sent)
-            if has_ended and description["state"] == job.state:
+            if has_ended:
                 return
             await asyncio.sleep(POLL_PERIOD_S)
     finally:
