@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from memvit.online.results import SUMMARY_FILE
+from memvit.online.results import CSV_FILE, PREDICTIONS_FILE, SUMMARY_FILE, TIMELINE_FILE
 from memvit.online.runs import Progress
 from memvit.report.page import REPORT_FILE
 from memvit.video import LiveSource
@@ -18,7 +18,7 @@ Kind = Literal["file", "source", "camera"]
 State = Literal["receiving", "waiting", "running", "complete", "partial", "stopped", "failed"]
 
 UNFINISHED: frozenset[State] = frozenset({"receiving", "waiting", "running"})
-RESULTS = ("predictions.jsonl", "predictions.csv", "timeline.png", SUMMARY_FILE)
+RESULTS = (PREDICTIONS_FILE, CSV_FILE, TIMELINE_FILE, SUMMARY_FILE)
 
 MAX_NAME = 120
 
