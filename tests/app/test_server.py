@@ -200,7 +200,23 @@ def test_a_camera_is_recognised_while_it_sends(server: Server) -> None:
     assert server.refusal(f"api/jobs/{id}/frames", frames_of(20, 1))[0] == 409
 
 
-@pytest.mark.parametrize("body", [b"x", struct.pack("<dI", 0.0, 5) + b"abc", struct.pack("<dI", 0.0, 5) + b"abcde"])
+def sent(jpeg: bytes) -> bytes:
+    return struct.pack("<dI", 0.0, len(jpeg)) + jpeg
+
+
+def declared(jpeg: bytes, side: int) -> bytes:
+    """The same data, said to be a picture of that size."""
+    at = jpeg.index(b"\xff\xc0") + 5
+    return jpeg[:at] + struct.pack(">HH", side, side) + jpeg[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"x", sent(b"abcde")[:-2], sent(b"abcde"), sent(picture_of(0)[:300])),
+        *(sent(declared(picture_of(0), side)) for side in (8000, 10000, 65000)),
+    ],
+)
 def test_pictures_that_are_none_are_refused(server: Server, body: bytes) -> None:
     id = server.json("api/jobs/camera", b"{}", Content_Type="application/json")["id"]
     assert server.refusal(f"api/jobs/{id}/frames", body)[0] == 400

@@ -6,7 +6,6 @@ import io
 import struct
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -96,10 +95,9 @@ def write_picture(pixels: np.ndarray) -> bytes:
 
 def _decode(data: bytes) -> np.ndarray:
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             if max(image.size) > MAX_SIDE_PX:
                 raise ValueError(f"a picture of {image.size[0]}x{image.size[1]} is too large")
             return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        raise ValueError("one of them is no JPEG") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError("one of them is no JPEG, or far too large") from error
