@@ -20,11 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -232,7 +231,7 @@ def _settled_memory(url: str) -> int:
         time.sleep(1)
 
 
-def _wait(condition: Any, timeout_s: float) -> None:
+def _wait(condition: Callable[[], object], timeout_s: float) -> None:
     ends_s = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > ends_s:
