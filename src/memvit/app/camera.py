@@ -13,7 +13,8 @@ from PIL import Image
 
 from memvit.video import Frame, LiveSource
 
-MAX_SIDE_PX = 4096
+# What a request may unfold to in memory: the page sends 32 pictures at most, a few hundred pixels high.
+MAX_PICTURES, MAX_SIDE_PX = 64, 1920
 HEADER = struct.Struct("<dI")  # seconds, and bytes of the JPEG after it
 
 
@@ -70,7 +71,7 @@ def read_pictures(body: bytes) -> list[tuple[float, np.ndarray]]:
         Time in seconds, and (H, W, 3) uint8 RGB.
 
     Raises:
-        ValueError: it is cut off, or something in it is no picture.
+        ValueError: it is cut off, something in it is no picture, or there are too many or too large ones.
     """
     pictures: list[tuple[float, np.ndarray]] = []
     start = 0
@@ -79,6 +80,8 @@ def read_pictures(body: bytes) -> list[tuple[float, np.ndarray]]:
             raise ValueError("the pictures are cut off")
         time_s, length = HEADER.unpack_from(body, start)
         start += HEADER.size
+        if len(pictures) == MAX_PICTURES:
+            raise ValueError(f"there are more than {MAX_PICTURES}")
         if not np.isfinite(time_s) or not 0 < length <= len(body) - start:
             raise ValueError("the pictures are cut off, or a time is none")
         pictures.append((time_s, _decode(body[start : start + length])))
