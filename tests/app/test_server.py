@@ -362,6 +362,20 @@ def test_a_service_that_cannot_be_leaves_no_thread_behind(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_whatever_goes_wrong_on_opening_frees_the_place_of_the_next(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(Service(small_model(), "m", limits=Limits(running=1), folder=str(tmp_path))) as server:
+        with monkeypatch.context() as broken:
+            broken.setattr("memvit.app.service.open_video", lambda *_, **__: 1 / 0)
+            state = server.ended(server.upload(videos / "ok.mp4"))
+        assert (state["state"], state["message"]) == (
+            "failed",
+            "Something went wrong on the server; its log has the details.",
+        )
+        assert server.ended(server.upload(videos / "ok.mp4"))["state"] == "complete"
+
+
 def test_files_of_a_server_that_was_killed_are_removed_by_the_next(tmp_path: Path) -> None:
     process = os.fork()
     if not process:

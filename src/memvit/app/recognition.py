@@ -19,7 +19,7 @@ from memvit.online.recognizer import OnlineRecognizer
 from memvit.online.results import short
 from memvit.online.runs import VideoSource
 from memvit.online.stream import ReadyClip
-from memvit.video import LiveSource, VideoError
+from memvit.video import VideoError
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class WatchedRecognizer(OnlineRecognizer):
 
 def recognise(
     job: Job,
-    source: VideoSource,
+    open_source: Callable[[], VideoSource],
     model: MeMViT,
     engine: StepEngine,
     *,
@@ -87,30 +87,31 @@ def recognise(
 
     Args:
         job: gets the clips and the end.
-        source: what is read; closed at the end.
+        open_source: gives what is read, which is closed at the end; live sources are in `job.live` by then.
         model, engine: shared by all jobs.
         rates: how clips are taken, as for `OnlineRecognizer`.
         max_duration_s: a live source ends after it.
         on_clip: called after every clip.
         options: as `predict_video` takes them.
     """
-    is_live = isinstance(source, LiveSource)
 
     def take(clip: ReadyClip, prediction: ClipPrediction, without: ClipPrediction | None) -> None:
-        if job.stopping.is_set() and not is_live:
+        if job.live is None and job.stopping.is_set():  # a live source is closed instead
             raise Stopped
-        if is_live:
+        if job.live is not None:
             job.picture = write_picture(_newest_picture(clip, recognizer))
         if not all(np.isfinite(logits).all() for logits in prediction.logits):
             return  # `predict_video` says what is wrong
         job.add_clip(_describe(prediction, without))
         on_clip()
 
-    recognizer = WatchedRecognizer(model, engine, take, compare=job.compare, **rates)
-    clip_s = recognizer.grid.num_frames * recognizer.grid.period_s
-    recognizer.max_gap_s = clip_s if is_live else None
     try:
-        with source:
+        recognizer = WatchedRecognizer(model, engine, take, compare=job.compare, **rates)
+        with open_source() as source:
+            if job.stopping.is_set():  # before there was anything to close
+                raise Stopped
+            if job.live is not None:
+                recognizer.max_gap_s = recognizer.grid.num_frames * recognizer.grid.period_s
             result = predict_video(
                 recognizer,
                 source,

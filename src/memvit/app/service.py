@@ -213,22 +213,16 @@ class Service:
 
     def _run(self, job: Job) -> None:
         """A job from its turn to its end, in a thread of its own."""
-        try:
-            source = self._open(job)
-        except (VideoError, ValueError) as error:
-            logger.info("%s (%s) cannot be opened: %s", job.id[:8], job.name, error)
-            job.end("failed", plain_reason(error, job))
-        else:
-            recognise(
-                job,
-                source,
-                self._model,
-                self.engine,
-                rates=self._rates,
-                max_duration_s=self.limits.duration_s,
-                on_clip=self.telemetry.clips.inc,
-                head_names=self.head_names if len(self.head_names) > 1 else None,
-                model_name=self.name,
-                untrained=self.untrained,
-            )
+        recognise(
+            job,
+            lambda: self._open(job),
+            self._model,
+            self.engine,
+            rates=self._rates,
+            max_duration_s=self.limits.duration_s,
+            on_clip=self.telemetry.clips.inc,
+            head_names=self.head_names if len(self.head_names) > 1 else None,
+            model_name=self.name,
+            untrained=self.untrained,
+        )
         self.telemetry.note_end(job.state)
