@@ -282,7 +282,9 @@ def test_limits_of_size_and_duration_are_told(videos: Path, tmp_path: Path) -> N
 
 def test_results_are_removed_after_their_time_and_when_there_are_too_many(videos: Path, tmp_path: Path) -> None:
     with running(Service(small_model(), "m", limits=Limits(kept=1), folder=str(tmp_path))) as server:
-        first, second = (server.upload(videos / "short.mp4") for _ in range(2))
+        first = server.upload(videos / "short.mp4")
+        server.ended(first)
+        second = server.upload(videos / "short.mp4")
         server.ended(second)
         wait_until(lambda: server.ask(f"api/jobs/{first}")[0] == 404)
         assert server.ask(f"api/jobs/{second}")[0] == 200

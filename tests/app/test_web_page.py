@@ -347,6 +347,9 @@ def test_stopping_keeps_what_was_recognised_and_removing_leaves_nothing(
         wait_for_text(page, "#state", "0.7 s of 3 s")
         id = urlsplit(page.url).fragment.removeprefix("job=")
         page.click("#stop")
+        job = page_server.service.board.get(id)
+        assert job is not None
+        assert job.stopping.wait(10)  # it has arrived
         gate.open()
         assert "the first 0.7 s of ok.mp4 are recognised" in wait_for_end(page)
         assert page.locator("#expiry").inner_text() == "Otherwise the server removes them in 30 min."
