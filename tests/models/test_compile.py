@@ -160,31 +160,6 @@ def test_low_precision_compiles_once_too(graphs: list[fx.GraphModule], counting:
     assert len(graphs) == 1
 
 
-def test_outputs_that_the_next_step_overwrites_are_kept() -> None:
-    """What a CUDA graph does: it writes where it wrote before."""
-
-    def overwriting(graph: fx.GraphModule, _: object) -> Callable[..., object]:
-        buffers: list[torch.Tensor] = []
-
-        def run(*inputs: torch.Tensor) -> list[torch.Tensor]:
-            outputs = [output.clone() for output in graph.forward(*inputs)]
-            if not buffers:
-                buffers.extend(outputs)
-            for buffer, output in zip(buffers, outputs, strict=True):
-                buffer.copy_(output)
-            return list(buffers)
-
-        return run
-
-    model = one_block()
-    ours, theirs = compiled_recognizer(model, overwriting, max_batch_size=2), OnlineRecognizer(model)
-    ours.engine.reuses_outputs = True
-    names = [["a"], ["b"], ["a"], ["a", "b"], ["b"], ["a", "b"], ["a"]]  # between two clips of a stream come others
-    for step, streams in enumerate(names):
-        pushed = {name: frames(10 * step + ord(name)) for name in streams}
-        check_alike(ours.push_many(pushed), theirs.push_many(pushed))
-
-
 def test_inductor_gives_what_eager_gives() -> None:
     model = one_block()
     ours, theirs = OnlineRecognizer(model, compile=True, max_batch_size=1), OnlineRecognizer(model)

@@ -1,11 +1,12 @@
 """Attention over present and remembered keys, with relative positions that decompose along axes.
 
-Definition (`attention_reference`): logits are built, terms are gathered and added, softmax, values. Neither fast form writes
-the logits:
+Definition (`attention_reference`): logits are built, terms are gathered and added, softmax, values. No fast form writes the
+logits:
 
 - with PyTorch alone, a term is a product of the query's values with the key's one-hot entry, so values and one-hot entries
   become extra dimensions of queries and keys, and a fused attention does the rest (the idea is known as FlashBias,
   arXiv 2505.12044);
+- on GPUs two kernels of ours (`triton_folding`) write such queries and keys;
 - on CPUs, where no gradients are wanted, a kernel of ours (csrc/attention.inl) adds the terms tile by tile, and reads past
   and present keys where they lie.
 """
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from memvit.kernels import cpu
+from memvit.kernels import cpu, triton_folding
 from memvit.kernels.backend import use_reference
 from memvit.kernels.ops import register
 
@@ -50,6 +51,8 @@ class AxisTable(NamedTuple):
         entry: int32 (num_keys,), which entry each key takes, remembered keys first; -1: none, nothing is added.
         row: int32 (num_queries,), where each query is along the axis; -1 for class tokens.
         packed: `pack_tables(table)`, for the kernel on CPUs; None: to be packed when it runs.
+        sizes: entries of past and of present keys, one after the other; each such key takes one of its part, or none along
+            any axis. Left out: not known to be so.
     """
 
     axis: int
@@ -57,6 +60,21 @@ class AxisTable(NamedTuple):
     entry: Tensor
     row: Tensor
     packed: tuple[Tensor, Tensor] | None
+    sizes: tuple[int, int] | None = None
+
+
+class FoldedPositions(NamedTuple):
+    """Relative positions as the kernels on GPUs take them, see `triton_folding`.
+
+    Attributes:
+        tables: (rows, head_dim), all axes' tables one after the other, in the dtype of the queries.
+        columns: int32 (3, num_keys), of `triton_folding.key_columns`.
+        sizes: entries of past and present keys along time, height and width.
+    """
+
+    tables: Tensor
+    columns: Tensor
+    sizes: tuple[int, int, int, int, int, int]
 
 
 class RelativePositions(NamedTuple):
@@ -65,19 +83,22 @@ class RelativePositions(NamedTuple):
     Attributes:
         grid: (time, height, width) of the queries, after `num_class` class tokens, which get nothing.
         tables: one per axis that has positions.
+        folded: for the kernels on GPUs; None: not made for them.
     """
 
     grid: Size3
     num_class: int
     tables: tuple[AxisTable, ...]
+    folded: FoldedPositions | None = None
 
     def terms(self, q: Tensor) -> list[AttentionTerm]:
         """The terms for queries (B, heads, N, head_dim), unscaled."""
         points = q[:, :, self.num_class :].unflatten(2, self.grid)  # (B, heads, T, H, W, head_dim)
         terms = []
-        for axis, table, entry, _, _ in self.tables:
-            values = torch.einsum(f"bnthwc,{'thw'[axis]}kc->bnthwk", points, table.to(q.dtype)).flatten(2, 4)
-            terms.append(AttentionTerm(F.pad(values, (0, 0, self.num_class, 0)), entry))
+        for table in self.tables:
+            along = f"{'thw'[table.axis]}kc"
+            values = torch.einsum(f"bnthwc,{along}->bnthwk", points, table.table.to(q.dtype)).flatten(2, 4)
+            terms.append(AttentionTerm(F.pad(values, (0, 0, self.num_class, 0)), table.entry))
         return terms
 
 
@@ -138,13 +159,20 @@ def attention(
             v,
             past_k,
             past_v,
-            [t.packed[dtype == torch.bfloat16] if t.packed else pack_table(t.table, dtype) for t in tables],
+            [t.packed[int(dtype == torch.bfloat16)] if t.packed else pack_table(t.table, dtype) for t in tables],
             [table.row for table in tables],
             [table.entry for table in tables],
             key_mask,
             q.shape[-1] ** -0.5,
             -1 if residual_from is None else residual_from,
         )
+    if not use_reference() and not terms and positions and positions.folded:
+        folding = triton_folding.Folding(
+            positions.grid, positions.num_class, q.shape[-1], positions.folded.sizes, key_mask is not None
+        )
+        if q.dtype == k.dtype == v.dtype and triton_folding.can_fold(q, folding):
+            out = _attention_on_gpu(q, k, v, past_k, past_v, positions.folded, key_mask, dropout, folding)
+            return out if residual_from is None else _add_queries(out, q, residual_from)
     if past_k is not None and past_v is not None:
         k, v = torch.cat([past_k.to(k.dtype), k], dim=2), torch.cat([past_v.to(v.dtype), v], dim=2)
     terms = [*(positions.terms(q) if positions else ()), *terms]
@@ -194,6 +222,47 @@ def _folded_attention(
     head_dim, width = v.shape[-1], -(-q.shape[-1] // 8) * 8
     q, k, v = (F.pad(t, (0, width - t.shape[-1])) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=1.0)[..., :head_dim]
+
+
+def _attention_on_gpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    past_k: Tensor | None,
+    past_v: Tensor | None,
+    folded: FoldedPositions,
+    key_mask: Tensor | None,
+    dropout: float,
+    folding: triton_folding.Folding,
+) -> Tensor:
+    # Hopper's fused attention takes values that are narrower than keys; those of other GPUs write the logits then.
+    v_width = folding.head_dim if _takes_narrow_values(q) else folding.width
+    folded_q = triton_folding.fold_queries(q, folded.tables, folding)
+    folded_k, joined_v = triton_folding.fold_keys(
+        k, v, past_k, past_v, folded.columns, key_mask, folding.width, folding.used - 1, v_width
+    )
+    out = F.scaled_dot_product_attention(folded_q, folded_k, joined_v, dropout_p=dropout, scale=1.0)
+    return out if v_width == folding.head_dim else out[..., : folding.head_dim]
+
+
+@torch.compiler.assume_constant_result
+def _takes_narrow_values_on(device_index: int) -> bool:
+    return torch.cuda.get_device_capability(device_index) >= (9, 0)
+
+
+def _takes_narrow_values(q: Tensor) -> bool:
+    if not q.is_cuda or q.dtype == torch.float32 or q.shape[-1] % 8:
+        return False
+    return _takes_narrow_values_on(q.device.index)
+
+
+def _add_queries(out: Tensor, q: Tensor, first: int) -> Tensor:
+    """out + q, but for the first queries."""
+    if not torch.is_grad_enabled():
+        out[:, :, first:] += q[:, :, first:]
+        return out
+    taken = F.pad(q.new_ones(1).expand(q.shape[2] - first, 1), (0, 0, first, 0))
+    return torch.addcmul(out, q, taken)
 
 
 def masked_logit(dtype: torch.dtype) -> float:

@@ -21,6 +21,7 @@ def reference_kernels() -> Iterator[None]:
         _reference.reset(token)
 
 
+@torch.compiler.assume_constant_result  # torch 2.11 cannot trace the question; a graph keeps the answer of its making
 def use_reference() -> bool:
     """Whether the plain definitions are wanted."""
     return _reference.get()

@@ -6,7 +6,9 @@ Packed weights, tables by position, filters in another layout: at inference they
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +23,7 @@ _MAX_KEPT = 8  # per tensor: clip sizes and dtypes in use at a time
 # By the first parameter's id, which a weak reference guards; PyTorch's own weak dictionaries cost microseconds a look.
 _kept: dict[int, tuple[weakref.ref[Tensor], dict[Hashable, tuple[Any, Any, Any]]]] = {}
 _num_thaws: dict[int, int] = {}
+_holder: ContextVar[list[Any] | None] = ContextVar("memvit_frozen_holder", default=None)
 
 
 def frozen(parameters: Sequence[Tensor], key: Hashable, make: Callable[[], T]) -> T:
@@ -39,13 +42,28 @@ def frozen(parameters: Sequence[Tensor], key: Hashable, make: Callable[[], T]) -
         return make()
     kept = _kept_with(parameters[0])
     if key in kept and kept[key][0] == stamp:
-        return kept[key][2]
-    if len(kept) >= _MAX_KEPT:
-        kept.clear()
-    value = make()
-    # The storages are kept with it: as long as they live, no other parameter can have the same address.
-    kept[key] = (stamp, [p.untyped_storage() for p in parameters], value)
+        value = kept[key][2]
+    else:
+        if len(kept) >= _MAX_KEPT:
+            kept.clear()
+        value = make()
+        # The storages are kept with it: as long as they live, no other parameter can have the same address.
+        kept[key] = (stamp, [p.untyped_storage() for p in parameters], value)
+    held = _holder.get()
+    if held is not None:
+        held.append(value)
     return value
+
+
+@contextmanager
+def hold_frozen() -> Iterator[list[Any]]:
+    """Collects what `frozen` returns inside: a recorded CUDA graph reads it for as long as the graph lives."""
+    held: list[Any] = []
+    token = _holder.set(held)
+    try:
+        yield held
+    finally:
+        _holder.reset(token)
 
 
 def stamp_of(parameters: Sequence[Tensor]) -> Stamp | None:

@@ -1,7 +1,8 @@
 """Linear layers, and the two of an MLP with their GELU.
 
 On x86 CPUs, where no gradients are wanted, they run on oneDNN with weights packed once: twice as fast in float32 as
-PyTorch's default on processors that MKL does not favour, and GELU costs nothing extra. Elsewhere they are PyTorch's own.
+PyTorch's default on processors that MKL does not favour, and GELU costs nothing extra. Elsewhere they are PyTorch's own;
+on GPUs, where no gradients are wanted, with weights converted once where autocast would convert them at every step.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import platform
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
@@ -30,7 +32,8 @@ class Linear(nn.Linear):
         """(..., in_features) -> (..., out_features)."""
         dtype = _packed_dtype(x, self)
         if dtype is None:
-            return super().forward(x)
+            weights = _cast_weights(x, self)
+            return super().forward(x) if weights is None else F.linear(x.to(weights[0].dtype), *weights)
         return _linear(x, self.weight, self.bias, dtype)
 
 
@@ -49,6 +52,17 @@ _HAS_PACKED = _HAS_ONEDNN and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
 )
 _HAS_BFLOAT16 = _HAS_PACKED and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _cast_weights(x: Tensor, layer: nn.Linear) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias in autocast's dtype on a GPU, converted once; None: leave it to PyTorch."""
+    if not x.is_cuda or torch.is_grad_enabled() or torch.compiler.is_compiling() or use_reference():
+        return None
+    weight, bias, dtype = layer.weight, layer.bias, compute_dtype(x)
+    if dtype == weight.dtype or type(weight) is not nn.Parameter or not torch.is_autocast_enabled("cuda"):
+        return None
+    parameters = [weight] if bias is None else [weight, bias]
+    return frozen(parameters, ("cast", dtype), lambda: (weight.to(dtype), None if bias is None else bias.to(dtype)))
 
 
 def is_available() -> bool:

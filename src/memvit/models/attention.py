@@ -141,7 +141,7 @@ class PoolingAttention(nn.Module):
             self._heads(v),
             past_k=None if past_k is None else self._heads(past_k),
             past_v=None if past_v is None else self._heads(past_v),
-            positions=self._positions(grid, has_memory=memory is not None),
+            positions=self._positions(grid, has_memory=memory is not None, dtype=q.dtype),
             terms=[self._causal_term(q, grid, memory is not None)] if self.config.causal else (),
             key_mask=self._key_mask(grid, slots if memory is not None else None, k.device),
             dropout=self.attention_dropout if self.training else 0.0,
@@ -254,14 +254,15 @@ class PoolingAttention(nn.Module):
         conv, norm = getattr(self, f"compress_{name}"), getattr(self, f"norm_compress_{name}")
         return Pooling(conv.weight, conv.stride, norm.weight, norm.bias, norm.eps)
 
-    def _positions(self, grid: Size3, has_memory: bool) -> RelativePositions | None:
-        """Relative positions of this clip's queries against all keys, memory's first."""
+    def _positions(self, grid: Size3, has_memory: bool, dtype: torch.dtype) -> RelativePositions | None:
+        """Relative positions of this clip's queries, which are of this dtype, against all keys, memory's first."""
         tables = [getattr(self, name) for name in self.table_names]
         if not tables:
             return None
-        return frozen(tables, (grid, has_memory), lambda: self._make_positions(grid, has_memory))
+        key = grid, has_memory, dtype
+        return frozen(tables, key, lambda: self._make_positions(grid, has_memory, dtype))
 
-    def _make_positions(self, grid: Size3, has_memory: bool) -> RelativePositions:
+    def _make_positions(self, grid: Size3, has_memory: bool, dtype: torch.dtype) -> RelativePositions:
         memory = self.config.memory
         # A clip of another duration than the config's stretches the tables of time.
         num_times = round(self.config.num_times * grid[0] / self.plan.num_times)
@@ -272,12 +273,12 @@ class PoolingAttention(nn.Module):
                 t = resize_table(t, num_time_rows)
             return PositionTables(h, w, t)
 
-        keys = [KeyGrid(self.key_grid(grid), tables("rel_pos", 2 * num_times - 1))]
+        keys, found = [KeyGrid(self.key_grid(grid))], [tables("rel_pos", 2 * num_times - 1)]
         if has_memory:
-            past_tables = tables("rel_pos_mem", (memory.length + 1) * num_times - 1)
             stride_t = memory.stride[0] if self.compresses else 1
-            keys.insert(0, KeyGrid(self.memory_grid(grid), past_tables, memory.length, stride_t))
-        return relative_positions(self.output_grid(grid), keys, int(self.config.class_token))
+            keys.insert(0, KeyGrid(self.memory_grid(grid), memory.length, stride_t))
+            found.insert(0, tables("rel_pos_mem", (memory.length + 1) * num_times - 1))
+        return relative_positions(self.output_grid(grid), keys, found, int(self.config.class_token), dtype)
 
     def _causal_term(self, q: Tensor, grid: Size3, has_memory: bool) -> AttentionTerm:
         """Rules out the clip's own keys of later times; the class token, which has no time, sees all of them."""

@@ -59,14 +59,7 @@ class Memory:
     @property
     def nbytes(self) -> int:
         """Bytes held by all tensors."""
-        sizes: list[int] = []
-
-        def count(tensor: Tensor) -> Tensor:
-            sizes.append(tensor.numel() * tensor.element_size())
-            return tensor
-
-        self._map(count)
-        return sum(sizes)
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
 
     def forget(self, streams: Tensor | Sequence[bool]) -> Memory:
         """The memory in which some streams remember nothing, because they start a new video.
@@ -127,6 +120,22 @@ class Memory:
     def detach(self) -> Memory:
         """Without autograd history."""
         return self._map(Tensor.detach)
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, those of `state_dict` and what is kept projected, in an order that memories of a model share."""
+        found: list[Tensor] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self._map(note)
+        return found
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Memory:
+        """The same with other tensors, in the order of `tensors`."""
+        rest = iter(tensors)
+        return self._map(lambda _: next(rest))
 
     def clone(self) -> Memory:
         """A copy that shares no storage."""

@@ -6,6 +6,7 @@ axis, so it is enough to know, per query, the products with all entries and, per
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memvit.kernels.attention import AxisTable, RelativePositions, pack_tables
+from memvit.kernels.attention import AxisTable, FoldedPositions, RelativePositions, pack_tables
+from memvit.kernels.triton_folding import Folding, key_columns
 from memvit.models.config import Size3
 
 
@@ -43,14 +45,22 @@ def plane_indices(
     Returns:
         (q_h, k_h) and (q_w, k_w) indices, and the table lengths for h and w.
     """
-    length_h, length_w = (2 * max(q, k) - 1 for q, k in zip(q_size, k_size, strict=True))
+    length_h, length_w = plane_lengths(q_size, k_size)
     index_h = spatial_index(q_size[0], k_size[0], device)
     index_w = spatial_index(q_size[1], k_size[1], device)
     if q_size[1] > q_size[0]:
-        return index_h, _like_short_axis(q_size[0], k_size[0], q_size[1], k_size[1], index_h), length_h, length_h
+        return index_h, _like_short_axis(q_size[0], k_size[0], q_size[1], k_size[1], index_h), length_h, length_w
     if q_size[1] < q_size[0]:
-        return _like_short_axis(q_size[1], k_size[1], q_size[0], k_size[0], index_w), index_w, length_w, length_w
+        return _like_short_axis(q_size[1], k_size[1], q_size[0], k_size[0], index_w), index_w, length_h, length_w
     return index_h, index_w, length_h, length_w
+
+
+def plane_lengths(q_size: tuple[int, int], k_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows that the tables of height and width need; that of a long axis as many as that of the short one."""
+    length_h, length_w = (2 * max(q, k) - 1 for q, k in zip(q_size, k_size, strict=True))
+    if q_size[1] > q_size[0]:
+        return length_h, length_h
+    return (length_w, length_w) if q_size[1] < q_size[0] else (length_h, length_w)
 
 
 def _like_short_axis(short_q: int, short_k: int, long_q: int, long_k: int, short_index: Tensor) -> Tensor:
@@ -94,59 +104,143 @@ class KeyGrid(NamedTuple):
 
     Attributes:
         grid: (time, height, width) of one clip's keys.
-        tables: for queries against these keys.
         num_clips: how many clips.
         stride_t: clip tokens that one key time stands for.
     """
 
     grid: Size3
-    tables: PositionTables
     num_clips: int = 1
     stride_t: int = 1
 
 
-def relative_positions(q_grid: Size3, keys: Sequence[KeyGrid], num_class: int) -> RelativePositions:
+def relative_positions(
+    q_grid: Size3, keys: Sequence[KeyGrid], tables: Sequence[PositionTables], num_class: int, dtype: torch.dtype
+) -> RelativePositions:
     """The positions of one clip's queries against keys that are given in parts (remembered ones, then the clip's own).
 
     Args:
         q_grid: (time, height, width) of the queries.
-        keys: the parts, in the order of the keys; all have tables along the same axes.
+        keys: the parts, in the order of the keys: one, or past and present ones.
+        tables: of each part, for queries against its keys; all along the same axes.
         num_class: class tokens in front of queries and of every clip's keys; theirs get nothing.
+        dtype: of the queries.
     """
-    packs = not torch.is_grad_enabled()  # then the kernel for CPUs may run
-    tables = []
-    for axis, name in enumerate("thw"):
-        parts = [_axis_table(axis, q_grid, part) for part in keys if getattr(part.tables, name) is not None]
-        if not parts:
-            continue
-        assert len(parts) == len(keys)
-        table = torch.cat([table for table, _ in parts], dim=1)
-        starts = [sum(t.shape[1] for t, _ in parts[:i]) for i in range(len(parts))]
-        entry = torch.cat([_with_class(start + e, num_class) for start, (_, e) in zip(starts, parts, strict=True)])
-        row = torch.arange(q_grid[axis], device=table.device, dtype=torch.int32)
-        row = row.view([-1 if i == axis else 1 for i in range(3)]).expand(q_grid)
-        packed = pack_tables(table) if packs and table.device.type == "cpu" else None
-        tables.append(AxisTable(axis, table, entry, F.pad(row.flatten(), (num_class, 0), value=-1), packed))
-    return RelativePositions(q_grid, num_class, tuple(tables))
-
-
-def _axis_table(axis: int, q_grid: Size3, keys: KeyGrid) -> tuple[Tensor, Tensor]:
-    """What queries along an axis multiply with, (places, entries, head_dim), and each key's entry, (clips, keys)."""
-    (tq, hq, wq), (tk, hk, wk), num_clips = q_grid, keys.grid, keys.num_clips
-    table = keys.tables[(2, 0, 1)[axis]]
-    assert table is not None
-    device = table.device
-    if axis == 0:
-        index = temporal_index(tq, num_clips * tk, keys.stride_t, table.shape[0], device)
-        entry = torch.arange(num_clips * tk, device=device)[:, None, None]
+    axes = [axis for axis, name in enumerate("thw") if getattr(tables[0], name) is not None]
+    found = [[part[(2, 0, 1)[axis]] for part in tables] for axis in axes]
+    device = next(t for t in found[0] if t is not None).device
+    resized, lengths = [], []
+    for axis, parts in zip(axes, found, strict=True):
+        for part, table in zip(keys, parts, strict=True):
+            assert table is not None
+            length = table.shape[0] if axis == 0 else plane_lengths(q_grid[1:], part.grid[1:])[axis - 1]
+            resized.append(resize_table(table, length))
+            lengths.append(length)
+    sizes = _sizes(keys, axes)
+    key = q_grid, tuple(keys), tuple(axes), tuple(lengths), num_class, device
+    joined = torch.cat(resized)
+    if device.type == "cuda" and torch.is_grad_enabled():
+        # A matrix product, because the gradient of an index takes a dozen launches.
+        with torch.autocast("cuda", enabled=False):
+            flat = _layout("selection", *key).to(joined.dtype) @ joined
     else:
-        index_h, index_w, length_h, length_w = plane_indices((hq, wq), (hk, wk), device)
-        index, length = (index_h, length_h) if axis == 1 else (index_w, length_w)
-        table = resize_table(table, length)
-        entry = (
-            torch.arange(hk, device=device)[None, :, None] if axis == 1 else torch.arange(wk, device=device)[None, None]
-        )
-    return table[index], entry.expand(num_clips * tk, hk, wk).reshape(num_clips, tk * hk * wk)
+        flat = joined[_layout("index", *key)]
+    packs = not torch.is_grad_enabled() and device.type == "cpu"  # then the kernel for CPUs may run
+    by_axis, start = [], 0
+    for axis in axes:
+        own = sizes[2 * axis], sizes[2 * axis + 1]
+        stop = start + q_grid[axis] * sum(own)
+        table = flat[start:stop].unflatten(0, (q_grid[axis], sum(own)))
+        entry, row = (_layout(f"{name} {axis}", *key) for name in ("entry", "row"))
+        by_axis.append(AxisTable(axis, table, entry, row, pack_tables(table) if packs else None, own))
+        start = stop
+    folded = None
+    if device.type != "cpu":
+        folded = FoldedPositions(flat.to(dtype), _layout("columns", *key), sizes)
+    return RelativePositions(q_grid, num_class, tuple(by_axis), folded)
+
+
+def _sizes(keys: Sequence[KeyGrid], axes: Sequence[int]) -> tuple[int, int, int, int, int, int]:
+    """Entries of past and of present keys along time, height and width; 0 where there are no positions."""
+    of_past, of_present = [(0, 0, 0)] * (2 - len(keys)) + [
+        (part.num_clips * part.grid[0], *part.grid[1:]) for part in keys
+    ]
+    t, h, w = ((of_past[axis], of_present[axis]) if axis in axes else (0, 0) for axis in range(3))
+    return *t, *h, *w
+
+
+@torch.compiler.assume_constant_result  # a compiled step holds these numbers, and does not work them out each time
+def _layout(
+    name: str,
+    q_grid: Size3,
+    keys: tuple[KeyGrid, ...],
+    axes: tuple[int, ...],
+    lengths: tuple[int, ...],
+    num_class: int,
+    device: torch.device,
+) -> Tensor:
+    """One tensor of `_make_layout`."""
+    found = _make_layout(q_grid, keys, axes, lengths, num_class, device)
+    if name == "selection" and name not in found:
+        with torch.inference_mode(mode=False):
+            rows = torch.arange(sum(lengths), device=device)
+            found[name] = (found["index"][:, None] == rows).float()
+    return found[name]
+
+
+@functools.lru_cache(maxsize=256)
+def _make_layout(
+    q_grid: Size3,
+    keys: tuple[KeyGrid, ...],
+    axes: tuple[int, ...],
+    lengths: tuple[int, ...],
+    num_class: int,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Where every number of the tables by place comes from, and which of them each key takes.
+
+    Args:
+        lengths: rows of each table, by axis, then by part.
+
+    Returns:
+        index: (rows,), for each place of the queries along time and each entry, then along height, then width, the row among
+            all rows of all tables, one table after the other; "selection" is the same as a matrix of zeros and ones, made when
+            it is first wanted. columns: of `triton_folding.key_columns`. For every axis, "entry AXIS" and "row AXIS" of
+            `AxisTable`.
+    """
+    found, indices, first = {}, [], 0
+    with torch.inference_mode(mode=False):  # what is kept here serves training as well
+        for number, axis in enumerate(axes):
+            parts, entries, start = [], [], 0
+            for i, part in enumerate(keys):
+                length = lengths[number * len(keys) + i]
+                index, entry = _axis_index(axis, q_grid, part, length, device)
+                parts.append(index + first)
+                entries.append(_with_class(start + entry, num_class))
+                first, start = first + length, start + index.shape[1]
+            indices.append(torch.cat(parts, dim=1).flatten())
+            row = torch.arange(q_grid[axis], device=device, dtype=torch.int32)
+            row = row.view([-1 if i == axis else 1 for i in range(3)]).expand(q_grid)
+            found[f"row {axis}"] = F.pad(row.flatten(), (num_class, 0), value=-1)
+            found[f"entry {axis}"] = torch.cat(entries)
+        folding = Folding(q_grid, num_class, 0, _sizes(keys, axes), has_mask=False)
+        found["columns"] = key_columns(folding, axes, [found[f"entry {axis}"] for axis in axes])
+        found["index"] = torch.cat(indices)
+    return found
+
+
+def _axis_index(axis: int, q_grid: Size3, keys: KeyGrid, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which row of the part's table each place and entry takes, (places, entries), and each key's entry, (clips, keys)."""
+    (tq, hq, wq), (tk, hk, wk), num_clips = q_grid, keys.grid, keys.num_clips
+    if axis == 0:
+        index = temporal_index(tq, num_clips * tk, keys.stride_t, length, device)
+        entry = torch.arange(num_clips * tk, device=device)[:, None, None]
+    elif axis == 1:
+        index = plane_indices((hq, wq), (hk, wk), device)[0]
+        entry = torch.arange(hk, device=device)[None, :, None]
+    else:
+        index = plane_indices((hq, wq), (hk, wk), device)[1]
+        entry = torch.arange(wk, device=device)[None, None]
+    return index, entry.expand(num_clips * tk, hk, wk).reshape(num_clips, tk * hk * wk)
 
 
 def _with_class(entry: Tensor, num_class: int) -> Tensor:

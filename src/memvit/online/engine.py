@@ -1,8 +1,9 @@
 """One step of a model for a batch of streams: clips and memories in, logits and memories out, compiled if wanted.
 
-A compiled step serves one batch size and one size of clips. Streams come and go, so batches are filled up with empty streams
-to 1, 2, 4, ... clips: few graphs serve every number of streams, and all of them are compiled ahead. Memory has the same
-tensors from the first clip on, empty or full, so that one graph serves the whole of a stream.
+On a GPU steps are recorded as CUDA graphs. A recorded or compiled step serves one batch size and one size of clips. Streams come
+and go, so batches are filled up with empty streams to 1, 2, 4, ... clips: few graphs serve every number of streams, and all
+of them are made ahead. Memory has the same tensors from the first clip on, empty or full, so that one graph serves the
+whole of a stream.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memvit.kernels.frozen import Stamp, stamp_of
 from memvit.models.config import Size3
 from memvit.models.heads import Logits
 from memvit.models.memory import Memory
 from memvit.models.memvit import MeMViT
+from memvit.online.recorded_step import Record, RecordedStep, Step, record_cuda_graph
 
-Step = Callable[[Tensor, Memory], tuple[Logits, Memory]]
-
-NUM_WARM_UP_STEPS = 3  # CUDA graphs are recorded in the second
+NUM_WARM_UP_STEPS = 2
 NO_COMPILER_ERRORS = frozenset({"InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton"})
 
 _numbers = itertools.count()
@@ -36,8 +37,11 @@ class StepEngine:
         model: in eval mode.
         dtype: run under autocast in this dtype; None: as the model is.
         max_batch_size: clips per step.
-        compile: with `torch.compile`, on a GPU with CUDA graphs.
+        compile: with `torch.compile`.
         backend: of `torch.compile`.
+
+    Attributes:
+        record: how steps are recorded; None: they are not. On a GPU they are, as CUDA graphs.
     """
 
     def __init__(
@@ -55,9 +59,11 @@ class StepEngine:
         self.compile = compile
         self.backend = backend
         self.warm_sizes: Sequence[int] = (1,)  # batches that `warm_up` tries where nothing is compiled
-        # What a CUDA graph gives is overwritten when it runs again.
-        self.reuses_outputs = self.device.type == "cuda" and backend == "inductor"
-        self._steps: dict[tuple[int, Size3], Step] = {}
+        self.record: Record | None = record_cuda_graph if self.device.type == "cuda" else None
+        self._compiled_steps: dict[tuple[int, Size3], Step] = {}
+        self._recorded_steps: dict[tuple[int, Size3], RecordedStep] = {}
+        self._stamp: Stamp | None = None  # of the weights that steps were recorded with
+        self._joined: tuple[list[Memory], Memory] | None = None  # memories of the step before, as given and together
 
     @property
     def device(self) -> torch.device:
@@ -72,12 +78,12 @@ class StepEngine:
 
     @torch.inference_mode()
     def warm_up(self, clip_size: Size3) -> None:
-        """Makes the steps for clips of (frames, height, width) fast: compiles those of all batch sizes.
+        """Makes the steps for clips of (frames, height, width) fast: compiles and records those of all batch sizes.
 
         Raises:
             ValueError: there is no compiler on this machine.
         """
-        for batch_size in self.batch_sizes if self.compile else self.warm_sizes:
+        for batch_size in self.batch_sizes if self._has_fixed_sizes else self.warm_sizes:
             memory = self.model.new_memory(batch_size, *clip_size)
             clips = memory.valid.new_zeros(batch_size, self.model.config.in_channels, *clip_size, dtype=torch.float32)
             try:
@@ -106,17 +112,32 @@ class StepEngine:
         """
         clip_size: Size3 = tuple(clips[0].shape[1:])  # type: ignore[assignment]
         num_clips = batch_size = len(clips)
-        if self.compile:
-            if (batch_size, clip_size) not in self._steps:
+        if self._has_fixed_sizes:
+            made = self._recorded_steps if self.record is not None else self._compiled_steps
+            if (batch_size, clip_size) not in made:
                 batch_size = next(size for size in self.batch_sizes if size >= num_clips)
-            if (batch_size, clip_size) not in self._steps:
+            if (batch_size, clip_size) not in made:
                 self.warm_up(clip_size)
         num_missing = batch_size - num_clips
         batch = torch.stack([*clips, *[torch.zeros_like(clips[0])] * num_missing])
-        joined = [*memories, self.model.new_memory(num_missing, *clip_size)] if num_missing else memories
-        logits, memory = self._run(self.to_device(batch), Memory.cat(joined))
+        joined = self._join([*memories, self.model.new_memory(num_missing, *clip_size)] if num_missing else memories)
+        logits, memory = self._run(self.to_device(batch), joined)
         heads = logits if isinstance(logits, tuple) else (logits,)
-        return [head[:num_clips].float().cpu().numpy() for head in heads], [memory[b] for b in range(num_clips)]
+        parts = [memory] if batch_size == 1 else [memory[b] for b in range(num_clips)]
+        self._joined = None if num_missing else (parts, memory)
+        return [head[:num_clips].float().cpu().numpy() for head in heads], parts
+
+    @property
+    def _has_fixed_sizes(self) -> bool:
+        return self.compile or self.record is not None
+
+    def _join(self, memories: Sequence[Memory]) -> Memory:
+        """`Memory.cat`, or what it would give where these are the memories of the step before, in their order."""
+        if self._joined is not None and len(memories) == len(self._joined[0]):
+            parts, together = self._joined
+            if all(memory.valid is part.valid for memory, part in zip(memories, parts, strict=True)):
+                return together
+        return Memory.cat(memories)
 
     def to_device(self, clips: Tensor) -> Tensor:
         """Clips as the model takes them. Copies to a GPU start from pinned memory, so that nobody waits for them."""
@@ -128,19 +149,30 @@ class StepEngine:
     def _run(self, clips: Tensor, memory: Memory) -> tuple[Logits, Memory]:
         if self.dtype is not None and memory.dtype != self.dtype:
             memory = memory.to(self.dtype)  # what is computed in low precision is kept in it, from the first clip on
+        if self.record is None:
+            return self._step(clips, memory)
+        stamp = stamp_of(list(self.model.parameters()))
+        if stamp != self._stamp:
+            self._recorded_steps.clear()
+            self._stamp = stamp
+        key = _key(clips)
+        if stamp is not None and key not in self._recorded_steps:
+            empty = self.model.new_memory(clips.shape[0], *key[1])
+            empty = empty if self.dtype is None else empty.to(self.dtype)
+            self._recorded_steps[key] = RecordedStep(self._step, clips, empty, self.record)
+        recorded = self._recorded_steps.get(key)
+        if recorded is None or not recorded.takes(memory):  # one that was saved, or that other weights have projected
+            return self._step(clips, memory)
+        return recorded(clips, memory)
+
+    def _step(self, clips: Tensor, memory: Memory) -> tuple[Logits, Memory]:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             if not self.compile:
                 return self.model(clips, memory)
-            key = (clips.shape[0], (clips.shape[2], clips.shape[3], clips.shape[4]))
-            if key not in self._steps:
-                self._steps[key] = self._compiled(key)
-            memory = _laid_out_alike(memory)
-            if not self.reuses_outputs:
-                return self._steps[key](clips, memory)
-            torch.compiler.cudagraph_mark_step_begin()
-            logits, memory = self._steps[key](clips, memory)
-            kept = tuple(head.clone() for head in logits) if isinstance(logits, tuple) else logits.clone()
-            return kept, memory.clone()
+            key = _key(clips)
+            if key not in self._compiled_steps:
+                self._compiled_steps[key] = self._compiled(key)
+            return self._compiled_steps[key](clips, _laid_out_alike(memory))
 
     def _compiled(self, key: tuple[int, Size3]) -> Step:
         model = self.model
@@ -152,9 +184,12 @@ class StepEngine:
         # neither sizes nor models of one process use up each other's room.
         code = step.__code__.replace(co_name=f"step_{next(_numbers)}")
         own = types.FunctionType(code, step.__globals__, code.co_name, None, step.__closure__)
-        mode = "reduce-overhead" if self.reuses_outputs and self.backend == "inductor" else None
-        compiled: Step = torch.compile(own, fullgraph=True, dynamic=False, backend=self.backend, mode=mode)
+        compiled: Step = torch.compile(own, fullgraph=True, dynamic=False, backend=self.backend)
         return compiled
+
+
+def _key(clips: Tensor) -> tuple[int, Size3]:
+    return clips.shape[0], (clips.shape[2], clips.shape[3], clips.shape[4])
 
 
 def _laid_out_alike(memory: Memory) -> Memory:
