@@ -16,6 +16,7 @@ from memvit.kernels.frozen import thaw
 from memvit.kernels.linear import Linear, mlp
 from memvit.kernels.max_pooling import max_pool
 from memvit.kernels.norm import add_layer_norm, layer_norm
+from memvit.kernels.patches import patch_embed
 from memvit.kernels.status import status
 from memvit.models.attention import LAYER_NORM_EPS, PoolingAttention
 from memvit.models.checkpointing import Recompute, parse_recompute, recomputed, run_block
@@ -42,7 +43,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """(B, channels, frames, height, width) -> (B, N, embed_dim), ordered time, height, width."""
-        return self.proj(clips).flatten(2).transpose(1, 2)
+        return patch_embed(clips, self.proj)
 
     def grid(self, size: Size3) -> Size3:
         """The token grid of a clip of (frames, height, width)."""
