@@ -21,6 +21,7 @@ from memvit.benchmarks.contenders import (
     count_step,
     make_step,
     measure_memory_apart,
+    usual_form,
 )
 from memvit.benchmarks.machine import Rates
 from memvit.benchmarks.peak_memory import PeakMemory
@@ -66,6 +67,8 @@ def compare(
         entries: list[tuple[Contender, Form]] = [(contender, "eager") for contender in contenders]
         if compile_mode is not None:
             entries += [(contender, "compiled") for contender in (contenders[0], "mvit_v2_s")]
+        if task == "forward" and usual_form(device) == "recorded":
+            entries += [(contender, "recorded") for contender in contenders[:-1]]
         cases = [Case(task, contender, form, dtype, batch_size) for contender, form in entries]
         tick = counter(on_progress, f"{task}, {dtype}, batch {batch_size}", len(cases) + 1 + num_rounds)
 
@@ -141,7 +144,7 @@ def _record(
     called = names.get(case.contender, "torchvision mvit_v2_s")
     return CaseTimes(
         case,
-        called if case.form == "eager" else f"{called}, compiled",
+        called if case.form == "eager" else f"{called}, {case.form}",
         clip_size(config, case.contender),
         work.flops,
         work.num_bytes(getattr(torch, case.dtype).itemsize),

@@ -23,12 +23,14 @@ from memvit.benchmarks.peak_memory import PeakMemory, resident_bytes
 from memvit.benchmarks.roofline import Work, count_work
 from memvit.benchmarks.timing import Step, synchronize
 from memvit.models.config import MViTConfig
+from memvit.models.heads import Logits
 from memvit.models.memory import Memory
 from memvit.models.memvit import MeMViT
+from memvit.online.recorded_step import RecordedStep
 
 Task = Literal["forward", "training"]
 Contender = Literal["memory", "no memory", "mvit_v2_s"]
-Form = Literal["eager", "compiled"]
+Form = Literal["eager", "compiled", "recorded"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 REFERENCE_SIZE = (16, 224, 224)  # the only clips that mvit_v2_s takes: frames, height, width
@@ -43,7 +45,7 @@ class Case:
     Attributes:
         task: a forward pass in inference mode, or a training step: forward, cross entropy, backward, AdamW.
         contender: our model as a stream with full memory, the same without memory, or torchvision's mvit_v2_s.
-        form: as it is, or through `torch.compile`.
+        form: as it is, through `torch.compile`, or, of our model on a GPU, recorded as a CUDA graph, as `OnlineRecognizer` does.
         dtype: "float32", or autocast in this format.
         batch_size: clips in a step.
     """
@@ -137,6 +139,9 @@ def make_step(
         with torch.inference_mode(), autocast():
             return stream(clips)
 
+    if case.form == "recorded":
+        assert isinstance(model, MeMViT)
+        return _recorded(model, clips, autocast)
     if case.task == "forward":
         return forward
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE)
@@ -149,6 +154,32 @@ def make_step(
         optimizer.zero_grad()
 
     return train
+
+
+def usual_form(device: torch.device) -> Form:
+    """How our own commands run a model at inference."""
+    return "recorded" if device.type == "cuda" else "eager"
+
+
+@torch.inference_mode()
+def _recorded(model: MeMViT, clips: Tensor, autocast: Callable[[], torch.autocast]) -> Step:
+    """A stream's step as a CUDA graph; its memory fills up in the first steps, and takes as much time when it is empty."""
+
+    def plain(clips: Tensor, memory: Memory) -> tuple[Logits, Memory]:
+        with autocast():
+            return model(clips, memory)
+
+    with autocast():
+        _, memory = model(clips)  # in the dtype that the stream will have
+    recorded = RecordedStep(plain, clips, memory)
+
+    def step() -> Logits:
+        nonlocal memory
+        with torch.inference_mode():
+            logits, memory = recorded(clips, memory)
+        return logits
+
+    return step
 
 
 def _loss(heads: list[Tensor]) -> Tensor:

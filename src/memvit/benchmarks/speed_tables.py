@@ -120,6 +120,7 @@ def _how(result: SpeedResult) -> str:
         "over time, in brackets as a share of this machine's matrix products. Roofline: each of these operators at the "
         "machine's rate of matrix products or of copying, whichever takes longer, and nothing else."
         + (" MiB: peak memory of a step beyond what the process held before." if any(measured) else "")
+        + (" Recorded: as a CUDA graph." if any(c.case.form == "recorded" for c in result.cases) else "")
     )
 
 
@@ -171,7 +172,8 @@ def _streams_table(result: SpeedResult) -> SpeedTable:
         for s in result.streams
     ]
     headings = ("format", "streams", "ms a step", "ms a stream", "of one stream alone")
-    return SpeedTable("Streams in one batch, each with full memory", headings, tuple(rows), num_left=1)
+    notes = ["From clips in the host's memory to scores there."] if "gpu" in result.machine else []
+    return SpeedTable("Streams in one batch, each with full memory", headings, tuple(rows), tuple(notes), num_left=1)
 
 
 def _video_table(result: SpeedResult) -> SpeedTable:

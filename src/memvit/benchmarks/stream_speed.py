@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from memvit.benchmarks.contenders import Case, make_step
+from memvit.benchmarks.contenders import Case, clip_size, make_step, usual_form
 from memvit.benchmarks.progress import OnProgress, counter
 from memvit.benchmarks.speed_records import MemoryTimes, StreamTimes
-from memvit.benchmarks.timing import take_turns
+from memvit.benchmarks.timing import Step, take_turns
 from memvit.models.config import MViTConfig
+from memvit.models.memvit import MeMViT
+from memvit.online.engine import StepEngine
 
 
 def time_memory(
@@ -36,11 +38,12 @@ def time_memory(
     Yields:
         The times of each number format and length.
     """
+    form = usual_form(device)
     for dtype in dtypes:
-        without = make_step(Case("forward", "no memory", "eager", dtype, 1), config, device)
+        without = make_step(Case("forward", "no memory", form, dtype, 1), config, device)
         for length in lengths:
             tick = counter(on_progress, f"memory, {dtype}, M = {length}", num_pairs + 1)
-            contender = Case("forward", "memory", "eager", dtype, 1)
+            contender = Case("forward", "memory", form, dtype, 1)
             steps = {"with": make_step(contender, config.replace(memory_length=length), device), "without": without}
             seconds = take_turns(steps, num_pairs, device, on_round=tick)
             yield MemoryTimes(dtype, length, tuple(seconds["with"]), tuple(seconds["without"]))
@@ -57,7 +60,9 @@ def time_streams(
     num_rounds: int,
     on_progress: OnProgress,
 ) -> Iterator[StreamTimes]:
-    """Times steps of several streams in one batch; the numbers of streams take turns.
+    """Times steps of several streams in one batch, as `OnlineRecognizer` runs them; the numbers of streams take turns.
+
+    On a GPU a step begins with clips in the host's memory and ends with scores there.
 
     Args:
         config: the model.
@@ -69,6 +74,24 @@ def time_streams(
     """
     for dtype in dtypes:
         tick = counter(on_progress, f"streams, {dtype}", num_rounds + 1)
-        steps = {n: make_step(Case("forward", "memory", "eager", dtype, n), config, device) for n in num_streams}
+        steps = {n: _stream_step(config, dtype, n, device) for n in num_streams}
         seconds = take_turns(steps, num_rounds, device, on_round=tick)
         yield from (StreamTimes(dtype, n, tuple(seconds[n])) for n in num_streams)
+
+
+def _stream_step(config: MViTConfig, dtype: str, num_streams: int, device: torch.device) -> Step:
+    model = MeMViT(config).to(device).eval()
+    number_format = None if dtype == "float32" else getattr(torch, dtype)
+    engine = StepEngine(model, number_format, max_batch_size=num_streams)
+    size = clip_size(config, "memory")
+    clips = list(torch.randn(num_streams, config.in_channels, *size))
+    with torch.inference_mode():
+        memories = [model.new_memory(1, *size) for _ in range(num_streams)]
+    for _ in range(config.memory.num_slots + 1):
+        _, memories = engine.step(clips, memories)
+
+    def step() -> None:
+        nonlocal memories
+        _, memories = engine.step(clips, memories)
+
+    return step

@@ -1,11 +1,11 @@
-"""LayerNorm, alone or of a sum that is wanted too; under autocast our kernel's result is in autocast's dtype."""
+"""LayerNorm, alone or of a sum that is wanted too; under autocast our kernels' results are in autocast's dtype."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from memvit.kernels import cpu
+from memvit.kernels import cpu, triton_norm
 from memvit.kernels.backend import compute_dtype, use_reference
 from memvit.kernels.frozen import frozen
 from memvit.kernels.ops import register
@@ -13,6 +13,8 @@ from memvit.kernels.ops import register
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     """norm(x): (..., C) -> (..., C)."""
+    if triton_norm.can_norm(x, None, norm) and not use_reference():
+        return triton_norm.triton_layer_norm(x, norm)
     dtype = _kernel_dtype(x, None, norm)
     if dtype is None:
         return norm(x)
@@ -21,6 +23,8 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 def add_layer_norm(x: Tensor, added: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     """x + added, and its LayerNorm, from one pass."""
+    if triton_norm.can_norm(x, added, norm) and not use_reference():
+        return triton_norm.triton_add_layer_norm(x, added, norm)
     dtype = _kernel_dtype(x, added, norm)
     if dtype is None:
         total = x + added
@@ -29,7 +33,7 @@ def add_layer_norm(x: Tensor, added: Tensor, norm: nn.LayerNorm) -> tuple[Tensor
 
 
 def _kernel_dtype(x: Tensor, added: Tensor | None, norm: nn.LayerNorm) -> torch.dtype | None:
-    """The dtype of the kernel's result; None: it does not take these."""
+    """The dtype of the result of the kernel for CPUs; None: it does not take these."""
     if use_reference() or type(norm) is not nn.LayerNorm or not cpu.can_run(x, added, norm.weight, norm.bias):
         return None
     dtype = compute_dtype(x)

@@ -1,0 +1,125 @@
+"""LayerNorm on GPUs, written in Triton: what `memvit.kernels.norm` computes, in one launch, and one more for its gradients.
+
+For eager execution: torch.compile fuses PyTorch's own LayerNorm. So these are no operators of PyTorch, whose way to a
+kernel costs more time of the host than the kernel takes. Triton is imported at the first launch: this module can be
+imported everywhere.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from memvit.kernels.backend import compute_dtype
+from memvit.kernels.triton_pooling import DTYPES
+from memvit.kernels.triton_pooling import is_available as is_available
+
+MAX_CHANNELS = 4096  # one program holds them all
+
+
+def can_norm(x: Tensor, added: Tensor | None, norm: nn.LayerNorm) -> bool:
+    """Whether the functions below take these: tokens on a GPU, of a dtype and width that they know, outside torch.compile."""
+    if not x.is_cuda or torch.compiler.is_compiling() or not is_available() or type(norm) is not nn.LayerNorm:
+        return False
+    weight, bias = norm.weight, norm.bias
+    if weight is None or bias is None or weight.device != x.device:
+        return False
+    if norm.normalized_shape != x.shape[-1:] or x.shape[-1] > MAX_CHANNELS:
+        return False
+    if added is not None and (added.shape != x.shape or added.device != x.device or added.dtype not in DTYPES):
+        return False
+    return x.dtype in DTYPES and weight.dtype in DTYPES and bias.dtype in DTYPES
+
+
+def triton_layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """norm(x), from float32 statistics; under autocast in its dtype. Gradients can be had once, and repeat bit for bit.
+
+    Args:
+        x: (..., C), float32, bfloat16 or float16, whatever its strides.
+        norm: with weight and bias over C, of any of these dtypes.
+    """
+    arguments = x, None, norm.weight, norm.bias, norm.eps
+    return _LayerNorm.apply(*arguments) if _needs_grad(*arguments[:4]) else _forward(*arguments)[1]
+
+
+def triton_add_layer_norm(x: Tensor, added: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """x + added, as PyTorch computes it, and its LayerNorm as `triton_layer_norm` does."""
+    arguments = x, added, norm.weight, norm.bias, norm.eps
+    total, out = (_LayerNorm.apply if _needs_grad(*arguments[:4]) else _forward)(*arguments)
+    return total, out
+
+
+def _needs_grad(x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    return x.requires_grad or weight.requires_grad or bias.requires_grad or (added is not None and added.requires_grad)
+
+
+def _forward(x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The sum, which is x where nothing is added, and its LayerNorm."""
+    total = x if added is None else _empty(x, torch.promote_types(x.dtype, added.dtype))
+    out = _empty(x, compute_dtype(total))
+    with torch.cuda.device_of(x):
+        _kernels().forward(x, added, None if added is None else total, weight, bias, eps, out)
+    return total, out
+
+
+@cache
+def _kernels() -> ModuleType:
+    from memvit.kernels import triton_norm_kernels
+
+    return triton_norm_kernels
+
+
+def _empty(like: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)  # half the time of new_empty
+
+
+class _LayerNorm(torch.autograd.Function):
+    """Keeps what was normed alone: its statistics cost less to compute again than to read."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        total, out = _forward(x, added, weight, bias, eps)
+        ctx.save_for_backward(total, weight)
+        ctx.set_materialize_grads(False)
+        ctx.dtypes = x.dtype, x.dtype if added is None else added.dtype, bias.dtype
+        ctx.eps = eps
+        return out if added is None else (total, out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        total_grad, out_grad = grads if len(grads) == 2 else (None, *grads)
+        x_dtype, added_dtype, bias_dtype = ctx.dtypes
+        needs_x, needs_added, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        if out_grad is None:  # the sum alone was used, or nothing
+            if total_grad is None:
+                return (None,) * 5
+            return total_grad.to(x_dtype), total_grad.to(added_dtype), None, None, None
+        total, weight = ctx.saved_tensors
+        x_grad = _empty(total, x_dtype) if needs_x else None
+        shares = needs_x and needs_added and x_dtype == added_dtype
+        added_grad = _empty(total, added_dtype) if needs_added and not shares else None
+        with torch.cuda.device_of(total):
+            parameter_grads = _kernels().backward(
+                total,
+                weight,
+                ctx.eps,
+                out_grad,
+                total_grad,
+                x_grad,
+                added_grad,
+                needs_parameter_grads=needs_weight or needs_bias,
+            )
+        weight_grad = bias_grad = None
+        if parameter_grads is not None:
+            weight_grad, bias_grad = parameter_grads[0].to(weight.dtype), parameter_grads[1].to(bias_dtype)
+        return x_grad, x_grad if shares else added_grad, weight_grad, bias_grad, None
