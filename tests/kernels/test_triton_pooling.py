@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from memvit.benchmarks import kernels
-from memvit.kernels.pooling import Pooling
-from memvit.kernels.triton_pooling import can_pool, is_available, pooling_geometry, triton_pool_norm
+from memvit.kernels.pooling import Front, Pooling
+from memvit.kernels.triton_pooling import Job, can_pool, is_available, pooling_geometry, triton_pool_norm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(not is_available(), reason="Triton is not installed: there are no kernels")
@@ -103,6 +103,20 @@ def errors(case: Case) -> tuple[float, float]:
     return max(map(relative_error, outs, expected_outs)), max(map(relative_error, actual, expected))
 
 
+def errors_of_sliding(case: Case, times: int) -> tuple[float, float]:
+    """With the kernel that slides along time, so many output times a program."""
+    from memvit.kernels import triton_pooling_forward
+
+    usual = triton_pooling_forward.Sliding.of
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_pooling_forward, "SLIDES", True)
+        patch.setattr(triton_pooling_forward.Sliding, "of", lambda *sizes: usual(*sizes)._replace(times=times))
+        triton_pooling_forward.plan.cache_clear()
+        found = errors(case)
+    triton_pooling_forward.plan.cache_clear()
+    return found
+
+
 def errors_of_a_part_of_wider_tokens() -> tuple[float, float]:
     case = Case((2, 3, 3), ((1, 1, 1),))
     wide, poolings = torch.randn(2, 19, 24, device=DEVICE, requires_grad=True), case.poolings()
@@ -124,6 +138,50 @@ def gradients_for_remembered_tokens() -> tuple[bool, list[float]]:
     used = exact_poolings(poolings)[1:]
     expected = torch.autograd.grad(definition(x.double(), case.grid, used[0], 1).square().sum(), parameters(used))
     return not any(grad.any() for grad in actual[:3]), list(map(relative_error, actual[3:], expected))
+
+
+def errors_with_fronts(wants_gradients: bool) -> tuple[float, float]:
+    """Of keys and values behind tokens of another clip, two poolings of one geometry among them, and of gradients."""
+    torch.manual_seed(0)
+    case, past = (
+        Case((2, 4, 3), ((1, 1, 1), (1, 2, 2), (1, 2, 2)), num_heads=2),
+        Case((2, 2, 2), ((2, 1, 1),) * 2, channels=16),
+    )
+    x, poolings = case.tokens(), case.poolings()
+    fronts = [None, *(Front(past.tokens(), past.grid, pooling) for pooling in past.poolings())]
+    inputs = [x, *parameters(poolings), *(t for f in fronts if f for t in (f.x, *parameters([f.pooling])))]
+    with torch.set_grad_enabled(wants_gradients):
+        outs = triton_pool_norm(x, case.grid, poolings, num_class=1, fronts=fronts)
+    exact_fronts = [None if f is None else Front(exactly(f.x), f.grid, exact_poolings([f.pooling])[0]) for f in fronts]
+    x, poolings = exactly(x), exact_poolings(poolings)
+    expected = [
+        torch.cat([definition(f.x, f.grid, f.pooling, 1), definition(x, case.grid, pooling, 1)], 1)
+        if f
+        else definition(x, case.grid, pooling, 1)
+        for pooling, f in zip(poolings, exact_fronts, strict=True)
+    ]
+    error = max(map(relative_error, outs, expected))
+    if not wants_gradients:
+        return error, 0.0
+    exact_inputs = [x, *parameters(poolings), *(t for f in exact_fronts if f for t in (f.x, *parameters([f.pooling])))]
+    grads = [torch.randn_like(out) for out in outs]
+    actual_grads = torch.autograd.grad(outs, inputs, grads)
+    expected_grads = torch.autograd.grad(expected, exact_inputs, [grad.double() for grad in grads])
+    return error, max(map(relative_error, actual_grads, expected_grads))
+
+
+def follows_its_parameters() -> tuple[float, float]:
+    """Errors at inference, before and after a filter changed; the result is of another dtype than the tokens."""
+    case = Case((1, 2, 3), ((1, 1, 1),), kernel=(1, 3, 3))
+    x, poolings = case.tokens(), case.poolings()
+    errors = []
+    with torch.no_grad():
+        for _ in range(2):
+            (out,) = triton_pool_norm(x, case.grid, poolings, num_class=1, dtype=torch.float16)
+            assert out.dtype == torch.float16
+            errors.append(relative_error(out, definition(exactly(x), case.grid, exact_poolings(poolings)[0], 1)))
+            poolings[0].weight.mul_(-1).add_(0.1)
+    return errors[0], errors[1]
 
 
 def compiled() -> tuple[int, float, float]:
@@ -191,6 +249,24 @@ def test_poolings_and_their_gradients_are_as_defined(process: ProcessPoolExecuto
 
 
 @needs_triton
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [
+        ("queries_and_keys", 2),
+        ("stride_wider_than_the_kernel", 1),
+        ("several_tiles_and_streams", 2),
+        ("no_class_token", 2),
+        ("causal", 3),
+        ("channels_no_power_of_two", 1),
+        ("compression", 2),
+        ("even_kernel", 2),
+    ],
+)
+def test_sliding_along_time_gives_the_same(process: ProcessPoolExecutor, name: str, times: int) -> None:
+    assert max(process.submit(errors_of_sliding, CASES[name], times).result()) < 1e-5
+
+
+@needs_triton
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sums_in_low_precision_are_float32(process: ProcessPoolExecutor, dtype: torch.dtype) -> None:
     error, grad_error = process.submit(errors, Case((2, 3, 4), ((1, 1, 1), (1, 2, 2)), dtype=dtype)).result()
@@ -209,6 +285,19 @@ def test_filters_learn_from_tokens_that_want_no_gradient(process: ProcessPoolExe
     unused, grad_errors = process.submit(gradients_for_remembered_tokens).result()
     assert unused
     assert max(grad_errors) < 1e-5
+
+
+@needs_triton
+@pytest.mark.parametrize("wants_gradients", [False, True])
+def test_fronts_come_first(process: ProcessPoolExecutor, wants_gradients: bool) -> None:
+    error, grad_error = process.submit(errors_with_fronts, wants_gradients).result()
+    assert error < 1e-5
+    assert grad_error < 1e-5
+
+
+@needs_triton
+def test_what_is_kept_at_inference_follows_the_parameters(process: ProcessPoolExecutor) -> None:
+    assert max(process.submit(follows_its_parameters).result()) < torch.finfo(torch.float16).eps
 
 
 @needs_triton
@@ -246,7 +335,9 @@ def test_kernels_compile_for_gpus_that_are_not_here(case: Case, monkeypatch: pyt
     geometry = pooling_geometry(weight, case.grid, case.strides[0], causal=False, num_class=1)
     x = case.tokens().detach().cpu()
     filters, norm = triton_pooling_forward.pack_filters([weight]), [weight[:, 0, 0, 0, 0]]
-    outs = triton_pooling_forward.forward(x, filters, norm, norm, geometry, 1e-6)
+    num_rows, launches = triton_pooling_forward.plan((Job(0, 0, geometry, 1e-6),))
+    packed = [launch.pack([weight, *norm, *norm]) for launch in launches]
+    outs = triton_pooling_forward.run([x], num_rows, launches, packed, x.dtype)
     conv_grads, _ = triton_pooling_backward.norm_backward(outs, x, filters, norm, geometry, 1e-6)
     triton_pooling_backward.token_grad(conv_grads, filters, x, geometry, adds=False)
     triton_pooling_backward.filter_grad(conv_grads, x, geometry)

@@ -56,12 +56,14 @@ WORKLOADS = (
     Workload("stage 1, q", (8, 56, 56), 1, 96, ((1, 1, 1),)),
     Workload("stage 1, k and v", (8, 56, 56), 1, 96, ((1, 8, 8),) * 2),
     Workload("stage 1, q, k and v", (8, 56, 56), 1, 96, ((1, 1, 1), (1, 8, 8), (1, 8, 8))),
-    Workload("stage 2 begins", (8, 56, 56), 2, 96, ((1, 2, 2), (1, 4, 4), (1, 4, 4))),
+    Workload("stage 2 begins", (8, 56, 56), 2, 48, ((1, 2, 2), (1, 4, 4), (1, 4, 4))),
     Workload("stage 2", (8, 28, 28), 2, 96, ((1, 1, 1), (1, 4, 4), (1, 4, 4))),
+    Workload("stage 3 begins", (8, 28, 28), 4, 48, ((1, 2, 2),) * 3),
     Workload("stage 3", (8, 14, 14), 4, 96, ((1, 1, 1), (1, 2, 2), (1, 2, 2))),
+    Workload("stage 4 begins", (8, 14, 14), 8, 48, ((1, 2, 2), (1, 1, 1), (1, 1, 1))),
     Workload("stage 4", (8, 7, 7), 8, 96, ((1, 1, 1),) * 3),
-    Workload("compression", (8, 7, 7), 1, 384, ((4, 2, 2),), kernel=(7, 3, 3)),
-    Workload("compression, stage 4", (8, 7, 7), 1, 768, ((4, 2, 2),), kernel=(7, 3, 3)),
+    Workload("compression, stage 3", (8, 7, 7), 1, 384, ((4, 2, 2),), kernel=(7, 3, 3)),
+    Workload("compression, stage 4 begins", (8, 14, 14), 1, 384, ((4, 2, 2),), kernel=(7, 3, 3)),
 )
 
 

@@ -94,25 +94,19 @@ def pool_norm(
         return []
     fronts = fronts or [None] * len(poolings)
     if not use_reference():
-        outs = _pool_norm_on_cpu(x, grid, poolings, num_class, fronts, dtype)
-        if outs is not None:
-            return outs
-    pooled = _pool_norm_alone(x, grid, poolings, num_class, dtype)
-    for i, front in enumerate(fronts):
+        if triton_pooling.can_pool(x, [*poolings, *[front.pooling for front in fronts if front is not None]]):
+            return triton_pooling.triton_pool_norm(x, grid, poolings, num_class=num_class, fronts=fronts, dtype=dtype)
+        pooled_on_cpu = _pool_norm_on_cpu(x, grid, poolings, num_class, fronts, dtype)
+        if pooled_on_cpu is not None:
+            return pooled_on_cpu
+    outs = []
+    for pooling, front in zip(poolings, fronts, strict=True):
+        pooled = pool_norm_reference(x, grid, pooling, num_class)
         if front is not None:
-            first = pool_norm(front.x, front.grid, [front.pooling], num_class=num_class)[0]
-            pooled[i] = torch.cat([first.to(pooled[i].dtype), pooled[i]], dim=1)
-    return pooled
-
-
-def _pool_norm_alone(
-    x: Tensor, grid: Size3, poolings: Sequence[Pooling], num_class: int, dtype: torch.dtype
-) -> list[Tensor]:
-    if not use_reference():
-        cast = x.to(dtype) if x.is_cuda else x
-        if triton_pooling.can_pool(cast, poolings):
-            return triton_pooling.triton_pool_norm(cast, grid, poolings, num_class=num_class)
-    return [pool_norm_reference(x, grid, pooling, num_class) for pooling in poolings]
+            first = pool_norm_reference(front.x, front.grid, front.pooling, num_class)
+            pooled = torch.cat([first.to(pooled.dtype), pooled], dim=1)
+        outs.append(pooled)
+    return outs
 
 
 def pool_norm_reference(x: Tensor, grid: Size3, pooling: Pooling, num_class: int) -> Tensor:

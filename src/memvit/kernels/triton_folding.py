@@ -89,6 +89,11 @@ class Folding(NamedTuple):
         )
 
 
+def folds_on(device: torch.device) -> bool:
+    """Whether positions are folded on this device, so that tables are to be made for it."""
+    return is_available() and device.type == "cuda"
+
+
 def can_fold(q: Tensor, folding: Folding) -> bool:
     """Whether `fold_queries` and `fold_keys` take these: on a GPU, of a dtype and of sizes that they know."""
     return (

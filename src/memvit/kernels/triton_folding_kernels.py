@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment"
 """The kernels of `triton_folding`.
 
-A program of the kernels for queries has some of one row, that is, of one time and one height, so that their entries along time and
-height are one table each, and products with them are matrix products. Along width every query has a table of its own. One
-more program has the class token, which takes no positions.
+A program of the kernels for queries has some of one row, that is, of one time and one height, so that their entries along
+time and height are one table each, and products with them are matrix products. Along width every query has a table of its
+own. One more program has the class token, which takes no positions.
 """
 
 from __future__ import annotations

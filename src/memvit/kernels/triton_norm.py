@@ -1,7 +1,6 @@
 """LayerNorm on GPUs, written in Triton: what `memvit.kernels.norm` computes, in one launch, and one more for its gradients.
 
-For eager execution: torch.compile fuses PyTorch's own LayerNorm. So these are no operators of PyTorch, whose way to a
-kernel costs more time of the host than the kernel takes. Triton is imported at the first launch: this module can be
+For eager execution: torch.compile fuses PyTorch's own LayerNorm. Triton is imported at the first launch: this module can be
 imported everywhere.
 """
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from memvit.kernels.backend import compute_dtype
+from memvit.kernels.ops import register
 from memvit.kernels.triton_pooling import DTYPES
 from memvit.kernels.triton_pooling import is_available as is_available
 
@@ -62,11 +62,90 @@ def _needs_grad(x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor) -
 
 def _forward(x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The sum, which is x where nothing is added, and its LayerNorm."""
-    total = x if added is None else _empty(x, torch.promote_types(x.dtype, added.dtype))
-    out = _empty(x, compute_dtype(total))
+    dtype = compute_dtype(x) if added is None else _sum_dtype_in_autocast(x, added)
+    total, out = _norm(x, added, weight, bias, eps, dtype)
+    return x if added is None else total, out
+
+
+def _sum_dtype_in_autocast(x: Tensor, added: Tensor) -> torch.dtype:
+    return compute_dtype(x) if torch.is_autocast_enabled(x.device.type) else torch.promote_types(x.dtype, added.dtype)
+
+
+def _run(
+    x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    total, out = _fake(x, added, weight, bias, eps, dtype)
     with torch.cuda.device_of(x):
         _kernels().forward(x, added, None if added is None else total, weight, bias, eps, out)
     return total, out
+
+
+def _fake(
+    x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    total = x.new_empty(0) if added is None else _empty(x, torch.promote_types(x.dtype, added.dtype))
+    return total, _empty(x, dtype)
+
+
+def _run_backward(
+    total: Tensor,
+    weight: Tensor,
+    eps: float,
+    out_grad: Tensor,
+    total_grad: Tensor | None,
+    x_dtype: torch.dtype | None,
+    added_dtype: torch.dtype | None,
+    needs_parameter_grads: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x and of what was added, empty without a dtype, and of weight and bias (2, C), float32."""
+    x_grad, added_grad, nothing = _fake_backward(
+        total, weight, eps, out_grad, total_grad, x_dtype, added_dtype, needs_parameter_grads=False
+    )
+    with torch.cuda.device_of(total):
+        parameter_grads = _kernels().backward(
+            total,
+            weight,
+            eps,
+            out_grad,
+            total_grad,
+            None if x_dtype is None else x_grad,
+            None if added_dtype is None else added_grad,
+            needs_parameter_grads=needs_parameter_grads,
+        )
+    return x_grad, added_grad, nothing if parameter_grads is None else parameter_grads
+
+
+def _fake_backward(
+    total: Tensor,
+    weight: Tensor,
+    eps: float,
+    out_grad: Tensor,
+    total_grad: Tensor | None,
+    x_dtype: torch.dtype | None,
+    added_dtype: torch.dtype | None,
+    needs_parameter_grads: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x_grad, added_grad = (
+        total.new_empty(0) if dtype is None else _empty(total, dtype) for dtype in (x_dtype, added_dtype)
+    )
+    size = (2, total.shape[-1]) if needs_parameter_grads else (0,)
+    return x_grad, added_grad, total.new_empty(size, dtype=torch.float32)
+
+
+_norm = register(
+    "gpu_layer_norm(Tensor x, Tensor? added, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> (Tensor, Tensor)",
+    _run,
+    _fake,
+)
+torch.library.impl("memvit::gpu_layer_norm", "cuda", _run)
+
+_norm_backward = register(
+    "gpu_layer_norm_backward(Tensor total, Tensor weight, float eps, Tensor out_grad, Tensor? total_grad, "
+    "ScalarType? x_dtype, ScalarType? added_dtype, bool needs_parameter_grads) -> (Tensor, Tensor, Tensor)",
+    _run_backward,
+    _fake_backward,
+)
+torch.library.impl("memvit::gpu_layer_norm_backward", "cuda", _run_backward)
 
 
 @cache
@@ -105,21 +184,20 @@ class _LayerNorm(torch.autograd.Function):
                 return (None,) * 5
             return total_grad.to(x_dtype), total_grad.to(added_dtype), None, None, None
         total, weight = ctx.saved_tensors
-        x_grad = _empty(total, x_dtype) if needs_x else None
         shares = needs_x and needs_added and x_dtype == added_dtype
-        added_grad = _empty(total, added_dtype) if needs_added and not shares else None
-        with torch.cuda.device_of(total):
-            parameter_grads = _kernels().backward(
-                total,
-                weight,
-                ctx.eps,
-                out_grad,
-                total_grad,
-                x_grad,
-                added_grad,
-                needs_parameter_grads=needs_weight or needs_bias,
-            )
+        x_grad, added_grad, parameter_grads = _norm_backward(
+            total,
+            weight,
+            ctx.eps,
+            out_grad,
+            total_grad,
+            x_dtype if needs_x else None,
+            added_dtype if needs_added and not shares else None,
+            needs_weight or needs_bias,
+        )
         weight_grad = bias_grad = None
-        if parameter_grads is not None:
+        if needs_weight or needs_bias:
             weight_grad, bias_grad = parameter_grads[0].to(weight.dtype), parameter_grads[1].to(bias_dtype)
-        return x_grad, x_grad if shares else added_grad, weight_grad, bias_grad, None
+        if shares:
+            added_grad = x_grad
+        return x_grad if needs_x else None, added_grad if needs_added else None, weight_grad, bias_grad, None

@@ -1,8 +1,9 @@
 """Pooling of tokens on GPUs, written in Triton: what `memvit.kernels.pooling` computes, in one launch per kernel and stride.
 
-`memvit::pool_norm` and `memvit::pool_norm_backward` are operators of their own, opaque to torch.compile, which keeps one
-graph around them. (A `torch.library.triton_op` would be traced into, has nothing there to fuse with, and cannot hold
-the kernels of Triton's interpreter.) Triton is imported at the first launch: this module can be imported everywhere.
+Under torch.compile all that `memvit.kernels.pooling` asks for at once is one operator, opaque to the compiler, which keeps
+one graph around it: `memvit::triton_pool_norm`, or, where gradients are wanted, `memvit::pool_norm` and
+`memvit::pool_norm_backward`. (A `torch.library.triton_op` would be traced into, has nothing there to fuse with, and cannot
+hold the kernels of Triton's interpreter.) Triton is imported at the first launch: this module can be imported everywhere.
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from memvit.kernels.frozen import frozen
+from memvit.kernels.ops import register
+
 if TYPE_CHECKING:
-    from memvit.kernels.pooling import Pooling
+    from memvit.kernels.pooling import Front, Pooling
+    from memvit.kernels.triton_pooling_forward import Launch
 
 Size3 = tuple[int, int, int]
 
@@ -33,11 +38,20 @@ def is_available() -> bool:
 
 def can_pool(x: Tensor, poolings: Sequence[Pooling]) -> bool:
     """Whether `triton_pool_norm` takes these: tokens on a GPU, of a dtype and width that it knows."""
-    widest = max(pooling.weight.shape[0] for pooling in poolings)
-    return is_available() and x.is_cuda and x.dtype in DTYPES and widest <= MAX_CHANNELS
+    if not (x.is_cuda and is_available() and x.dtype in DTYPES):
+        return False
+    return max([pooling.weight.shape[0] for pooling in poolings]) <= MAX_CHANNELS
 
 
-def triton_pool_norm(x: Tensor, grid: Size3, poolings: Sequence[Pooling], *, num_class: int) -> list[Tensor]:
+def triton_pool_norm(
+    x: Tensor,
+    grid: Size3,
+    poolings: Sequence[Pooling],
+    *,
+    num_class: int,
+    fronts: Sequence[Front | None] = (),
+    dtype: torch.dtype | None = None,
+) -> list[Tensor]:
     """Depthwise convolution, then LayerNorm over each head's channels, of the same tokens for each pooling.
 
     Sums and statistics are float32. Tokens and parameters get gradients, once (no second derivatives), and these repeat
@@ -48,11 +62,29 @@ def triton_pool_norm(x: Tensor, grid: Size3, poolings: Sequence[Pooling], *, num
         grid: (T, H, W).
         poolings: their parameters may be of another floating dtype than x.
         num_class: 1: the first token is a class token, normed but not convolved; 0: there is none.
+        fronts: for each pooling, what goes in front of its result; left out: nothing.
+        dtype: of the results; left out: x's.
 
     Returns:
-        (B, N', C) of x's dtype for each pooling.
+        (B, N', C) for each pooling, the tokens of its front first.
     """
     assert x.shape[1] == num_class + grid[0] * grid[1] * grid[2], (x.shape, grid, num_class)
+    fronts = fronts or [None] * len(poolings)
+    dtype = dtype or x.dtype
+    if not torch.is_grad_enabled():
+        return _pool_norm_at_inference(x, grid, poolings, num_class, fronts, dtype)
+    pooled = _pool_norm_in_training(x.to(dtype), grid, poolings, num_class)
+    outs = []
+    for front, behind in zip(fronts, pooled, strict=True):
+        if front is None:
+            outs.append(behind)
+        else:
+            (first,) = _pool_norm_in_training(front.x.to(dtype), front.grid, [front.pooling], num_class)
+            outs.append(torch.cat([first, behind], dim=1))
+    return outs
+
+
+def _pool_norm_in_training(x: Tensor, grid: Size3, poolings: Sequence[Pooling], num_class: int) -> list[Tensor]:
     return _pool_norm(
         x,
         [pooling.weight for pooling in poolings],
@@ -64,6 +96,32 @@ def triton_pool_norm(x: Tensor, grid: Size3, poolings: Sequence[Pooling], *, num
         [pooling.eps for pooling in poolings],
         num_class,
     )
+
+
+def _pool_norm_at_inference(
+    x: Tensor,
+    grid: Size3,
+    poolings: Sequence[Pooling],
+    num_class: int,
+    fronts: Sequence[Front | None],
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """Fronts too are pooled to where they belong, and parameters are packed once."""
+    xs, layout, parts = [x], [], []
+    for target, (pooling, front) in enumerate(zip(poolings, fronts, strict=True)):
+        if front is not None:
+            parts.append(front.pooling)
+            layout += [len(xs), target, *front.grid, *front.pooling.stride, int(front.pooling.causal)]
+            xs.append(front.x)
+        parts.append(pooling)
+        layout += [0, target, *grid, *pooling.stride, int(pooling.causal)]
+    parameters = [t for part in parts for t in (part.weight, part.norm_weight, part.norm_bias)]
+    eps = [part.eps for part in parts]
+    if torch.compiler.is_compiling():
+        return _triton_pool_norm(xs, parameters, layout, eps, num_class, dtype)
+    key = "triton_pool_norm", tuple(layout), tuple(eps), num_class
+    plan = frozen(parameters, key, lambda: _make_plan(parameters, layout, eps, num_class))
+    return plan.run(xs, dtype)
 
 
 class Geometry(NamedTuple):
@@ -119,6 +177,73 @@ def pooling_geometry(
     return Geometry(_size3(grid), _size3(out), _size3(kernel), _size3(stride), _size3(padding), num_class, channels)
 
 
+class Job(NamedTuple):
+    """One pooling: which tokens it reads, and which result they go to, one behind the other."""
+
+    source: int
+    target: int
+    geometry: Geometry
+    eps: float
+
+
+class _Plan(NamedTuple):
+    """What there is to launch besides the tokens: `triton_pooling_forward.plan`, and the parameters of each launch."""
+
+    num_rows: list[int]
+    launches: list[Launch]
+    packed: list[Tensor]
+
+    def run(self, xs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        from memvit.kernels.triton_pooling_forward import run
+
+        return run(xs, self.num_rows, self.launches, self.packed, dtype)
+
+
+def _make_plan(parameters: Sequence[Tensor], layout: Sequence[int], eps: Sequence[float], num_class: int) -> _Plan:
+    from memvit.kernels.triton_pooling_forward import plan
+
+    num_rows, launches = plan(tuple(_jobs(parameters, layout, eps, num_class)))
+    return _Plan(num_rows, launches, [launch.pack(parameters) for launch in launches])
+
+
+def _jobs(parameters: Sequence[Tensor], layout: Sequence[int], eps: Sequence[float], num_class: int) -> list[Job]:
+    """Of `memvit::triton_pool_norm`'s arguments."""
+    jobs = []
+    for i, own_eps in enumerate(eps):
+        source, target, *grid_stride, causal = layout[9 * i : 9 * i + 9]
+        geometry = pooling_geometry(parameters[3 * i], grid_stride[:3], grid_stride[3:], bool(causal), num_class)
+        jobs.append(Job(source, target, geometry, own_eps))
+    return jobs
+
+
+def _run(
+    xs: list[Tensor], parameters: list[Tensor], layout: list[int], eps: list[float], num_class: int, dtype: torch.dtype
+) -> list[Tensor]:
+    return _make_plan(parameters, layout, eps, num_class).run(xs, dtype)
+
+
+def _fake(
+    xs: list[Tensor], parameters: list[Tensor], layout: list[int], eps: list[float], num_class: int, dtype: torch.dtype
+) -> list[Tensor]:
+    B, _, C = xs[0].shape
+    num_rows: list[int] = []
+    for job in _jobs(parameters, layout, eps, num_class):
+        if job.target == len(num_rows):
+            num_rows.append(0)
+        num_rows[job.target] += job.geometry.num_out
+    return [xs[0].new_empty(B, n, C, dtype=dtype) for n in num_rows]
+
+
+# Parameters: filters, weight and bias of the norm of each pooling. Layout: its source, target, grid, stride, whether causal.
+_triton_pool_norm = register(
+    "triton_pool_norm(Tensor[] xs, Tensor[] parameters, int[] layout, float[] eps, int num_class, ScalarType dtype) "
+    "-> Tensor[]",
+    _run,  # on a CPU it is for Triton's interpreter
+    _fake,
+)
+torch.library.impl("memvit::triton_pool_norm", "cuda", _run)
+
+
 class _Group(NamedTuple):
     """Poolings that are computed together, by their positions in the call."""
 
@@ -168,16 +293,11 @@ def _pool_norm(
     eps: Sequence[float],
     num_class: int,
 ) -> list[Tensor]:
-    from memvit.kernels.triton_pooling_forward import forward, pack_filters
-
-    x = _rows(x)
-    outs: dict[int, Tensor] = {}
-    with torch.cuda.device_of(x):
-        for group in _group(weights, grid, strides, causal, eps, num_class):
-            filters = pack_filters(group.pick(weights))
-            pooled = forward(x, filters, group.pick(norm_weights), group.pick(norm_biases), group.geometry, group.eps)
-            outs |= zip(group.members, pooled, strict=True)
-    return [outs[i] for i in range(len(weights))]
+    layout = [
+        number for i in range(len(weights)) for number in (0, i, *grid, *strides[3 * i : 3 * i + 3], int(causal[i]))
+    ]
+    parameters = [t for parts in zip(weights, norm_weights, norm_biases, strict=True) for t in parts]
+    return _make_plan(parameters, layout, eps, num_class).run([x], x.dtype)
 
 
 @_pool_norm.register_fake

@@ -48,11 +48,12 @@ def _norm_backward_kernel(
 ):
     head, stream = tl.program_id(1), tl.program_id(2).to(tl.int64)
     num_heads, num_streams = tl.num_programs(1), tl.num_programs(2)
+    num_taps: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     t, h, w = tile_tokens(OUT_GRID, TILE_H, TILE_W)
     x_ptr += stream * stride_b + head * C
     sums = convolve(
         x_ptr, weight_ptr, stride_n, t, h, w,
-        NUM_POOLINGS, GRID, OUT_GRID, KERNEL, STRIDE, PADDING, NUM_CLASS, C, BLOCK_C,
+        NUM_POOLINGS, num_taps, GRID, OUT_GRID, KERNEL, STRIDE, PADDING, NUM_CLASS, C, BLOCK_C,
     )  # fmt: skip
     c = tl.arange(0, BLOCK_C)
     in_head = c < C

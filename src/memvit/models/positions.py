@@ -7,13 +7,16 @@ axis, so it is enough to know, per query, the products with all entries and, per
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 
+from memvit.kernels import triton_folding
 from memvit.kernels.attention import AxisTable, FoldedPositions, RelativePositions, pack_tables
 from memvit.kernels.triton_folding import Folding, key_columns
 from memvit.models.config import Size3
@@ -154,7 +157,7 @@ def relative_positions(
         by_axis.append(AxisTable(axis, table, entry, row, pack_tables(table) if packs else None, own))
         start = stop
     folded = None
-    if device.type != "cpu":
+    if triton_folding.folds_on(device):
         folded = FoldedPositions(flat.to(dtype), _layout("columns", *key), sizes)
     return RelativePositions(q_grid, num_class, tuple(by_axis), folded)
 
@@ -168,7 +171,6 @@ def _sizes(keys: Sequence[KeyGrid], axes: Sequence[int]) -> tuple[int, int, int,
     return *t, *h, *w
 
 
-@torch.compiler.assume_constant_result  # a compiled step holds these numbers, and does not work them out each time
 def _layout(
     name: str,
     q_grid: Size3,
@@ -178,7 +180,25 @@ def _layout(
     num_class: int,
     device: torch.device,
 ) -> Tensor:
-    """One tensor of `_make_layout`."""
+    """One tensor of `_make_layout`, which has nothing to do with parameters and is worked out once.
+
+    Where PyTorch traces, an operator gives it: traced itself it would be worked out at every step.
+    """
+    if torch.compiler.is_compiling() or detect_fake_mode() is not None:
+        numbers = [n for part in keys for n in (*part.grid, part.num_clips, part.stride_t)]
+        return torch.ops.memvit.position_layout.default(name, q_grid, numbers, axes, lengths, num_class, device)
+    return _kept_layout(name, q_grid, keys, axes, lengths, num_class, device)
+
+
+def _kept_layout(
+    name: str,
+    q_grid: Size3,
+    keys: tuple[KeyGrid, ...],
+    axes: tuple[int, ...],
+    lengths: tuple[int, ...],
+    num_class: int,
+    device: torch.device,
+) -> Tensor:
     found = _make_layout(q_grid, keys, axes, lengths, num_class, device)
     if name == "selection" and name not in found:
         with torch.inference_mode(mode=False):
@@ -226,6 +246,58 @@ def _make_layout(
         found["columns"] = key_columns(folding, axes, [found[f"entry {axis}"] for axis in axes])
         found["index"] = torch.cat(indices)
     return found
+
+
+def _run_layout(
+    name: str,
+    q_grid: Sequence[int],
+    keys: Sequence[int],
+    axes: Sequence[int],
+    lengths: Sequence[int],
+    num_class: int,
+    device: torch.device,
+) -> Tensor:
+    kept = _kept_layout(name, _size3(q_grid), _key_grids(keys), tuple(axes), tuple(lengths), num_class, device)
+    return kept.clone()  # what an operator returns is not its own any more
+
+
+def _fake_layout(
+    name: str,
+    q_grid: Sequence[int],
+    keys: Sequence[int],
+    axes: Sequence[int],
+    lengths: Sequence[int],
+    num_class: int,
+    device: torch.device,
+) -> Tensor:
+    parts = _key_grids(keys)
+    sizes = _sizes(parts, axes)
+    num_keys = sum(part.num_clips * (num_class + math.prod(part.grid)) for part in parts)
+    num_rows = sum(q_grid[axis] * (sizes[2 * axis] + sizes[2 * axis + 1]) for axis in axes)
+    if name == "selection":
+        return torch.empty(num_rows, sum(lengths), device=device)
+    if name == "index":
+        return torch.empty(num_rows, dtype=torch.long, device=device)
+    size = {"columns": (3, num_keys), "entry": (num_keys,), "row": (num_class + math.prod(q_grid),)}[name.split()[0]]
+    return torch.empty(size, dtype=torch.int32, device=device)
+
+
+def _key_grids(numbers: Sequence[int]) -> tuple[KeyGrid, ...]:
+    return tuple(KeyGrid(_size3(numbers[i : i + 3]), numbers[i + 3], numbers[i + 4]) for i in range(0, len(numbers), 5))
+
+
+def _size3(size: Sequence[int]) -> Size3:
+    t, h, w = size
+    return t, h, w
+
+
+_library = torch.library.Library("memvit", "FRAGMENT")
+_library.define(
+    "position_layout(str name, int[] q_grid, int[] keys, int[] axes, int[] lengths, int num_class, Device device) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.impl("position_layout", _run_layout, "CompositeExplicitAutograd")
+torch.library.register_fake("memvit::position_layout", _fake_layout, lib=_library)
 
 
 def _axis_index(axis: int, q_grid: Size3, keys: KeyGrid, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
