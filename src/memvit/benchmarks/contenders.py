@@ -98,6 +98,8 @@ class Stream:
         if isinstance(self.model, MeMViT):
             for _ in range(self.model.config.memory.num_slots + 1):
                 _, self.memory = self.model(clips, self.memory)
+            if self.call is not self.model:
+                self.memory = _as_compiled(self.memory)
 
     def __call__(self, clips: Tensor) -> list[Tensor]:
         """Logits of every head."""
@@ -109,6 +111,20 @@ class Stream:
         if self.copies_memory:
             self.memory = self.memory.clone()
         return list(logits) if isinstance(logits, tuple) else [logits]
+
+
+def _as_compiled(memory: Memory | None) -> Memory | None:
+    """A memory as a compiled step returns it: one that differs, in strides too, would have the step compiled twice."""
+    if memory is None:
+        return None
+    memory = memory.with_tensors([tensor.contiguous().clone() for tensor in memory.tensors()])
+    layers = {
+        index: layer
+        if layer.projected is None
+        else dataclasses.replace(layer, projected=dataclasses.replace(layer.projected, stamp=None))
+        for index, layer in memory.layers.items()
+    }
+    return dataclasses.replace(memory, layers=layers)
 
 
 def make_step(

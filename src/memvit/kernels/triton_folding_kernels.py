@@ -23,7 +23,9 @@ BLOCK_W = 16
 
 
 @triton.jit
-def _queries_of_a_row(T: tl.constexpr, H: tl.constexpr, W: tl.constexpr, NUM_CLASS: tl.constexpr, BLOCK_W: tl.constexpr):
+def _queries_of_a_row(
+    T: tl.constexpr, H: tl.constexpr, W: tl.constexpr, NUM_CLASS: tl.constexpr, BLOCK_W: tl.constexpr
+):
     """This program's time, height and widths, its queries' places in the stream and which of them are there.
 
     Past the last row comes the class token, with the time of the last row, for tables to be read within bounds.

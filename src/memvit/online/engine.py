@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import types
 from collections.abc import Callable, Sequence
 
@@ -28,6 +29,8 @@ NUM_WARM_UP_STEPS = 2
 NO_COMPILER_ERRORS = frozenset({"InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton"})
 
 _numbers = itertools.count()
+
+logger = logging.getLogger(__name__)
 
 
 class StepEngine:
@@ -119,7 +122,7 @@ class StepEngine:
             if (batch_size, clip_size) not in made:
                 self.warm_up(clip_size)
         num_missing = batch_size - num_clips
-        batch = torch.stack([*clips, *[torch.zeros_like(clips[0])] * num_missing])
+        batch = self._stack([*clips, *[torch.zeros_like(clips[0])] * num_missing])
         joined = self._join([*memories, self.model.new_memory(num_missing, *clip_size)] if num_missing else memories)
         logits, memory = self._run(self.to_device(batch), joined)
         heads = logits if isinstance(logits, tuple) else (logits,)
@@ -139,10 +142,18 @@ class StepEngine:
                 return together
         return Memory.cat(memories)
 
+    def _stack(self, clips: Sequence[Tensor]) -> Tensor:
+        """Clips as one batch; for a GPU in pinned memory, from where copies to it keep nobody waiting."""
+        if self.device.type != "cuda" or clips[0].device.type != "cpu":
+            return torch.stack(list(clips))
+        return torch.stack(
+            list(clips), out=torch.empty(len(clips), *clips[0].shape, dtype=clips[0].dtype, pin_memory=True)
+        )
+
     def to_device(self, clips: Tensor) -> Tensor:
         """Clips as the model takes them. Copies to a GPU start from pinned memory, so that nobody waits for them."""
         weight = self.model.norm.weight
-        if weight.device.type == "cuda" and clips.device.type == "cpu":
+        if weight.device.type == "cuda" and clips.device.type == "cpu" and not clips.is_pinned():
             clips = clips.pin_memory()
         return clips.to(weight.device, non_blocking=True).to(weight.dtype)
 
@@ -151,19 +162,33 @@ class StepEngine:
             memory = memory.to(self.dtype)  # what is computed in low precision is kept in it, from the first clip on
         if self.record is None:
             return self._step(clips, memory)
-        stamp = stamp_of(list(self.model.parameters()))
+        key = _key(clips)
+        recorded = self._recorded_steps.get(key)
+        if recorded is not None and recorded.takes(memory):
+            result = recorded(clips, memory)
+            if self._weights_stamp() == self._stamp:  # looked at while the GPU works
+                return result
+        stamp = self._weights_stamp()
         if stamp != self._stamp:
             self._recorded_steps.clear()
             self._stamp = stamp
-        key = _key(clips)
         if stamp is not None and key not in self._recorded_steps:
             empty = self.model.new_memory(clips.shape[0], *key[1])
             empty = empty if self.dtype is None else empty.to(self.dtype)
-            self._recorded_steps[key] = RecordedStep(self._step, clips, empty, self.record)
-        recorded = self._recorded_steps.get(key)
-        if recorded is None or not recorded.takes(memory):  # one that was saved, or that other weights have projected
-            return self._step(clips, memory)
-        return recorded(clips, memory)
+            try:
+                self._recorded_steps[key] = RecordedStep(self._step, clips, empty, self.record)
+            except RuntimeError as error:
+                if self.compile and _lacks_compiler(error):
+                    raise
+                logger.warning("steps cannot be recorded as CUDA graphs here, and run slower: %s", error)
+                self.record = None
+                return self._step(clips, memory)
+            if self._recorded_steps[key].takes(memory):
+                return self._recorded_steps[key](clips, memory)
+        return self._step(clips, memory)  # a memory that was saved, or that other weights have projected
+
+    def _weights_stamp(self) -> Stamp | None:
+        return stamp_of(list(self.model.parameters()))
 
     def _step(self, clips: Tensor, memory: Memory) -> tuple[Logits, Memory]:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):

@@ -50,6 +50,7 @@ class RecordedStep:
     """
 
     def __init__(self, step: Step, clips: Tensor, memory: Memory, record: Record = record_cuda_graph) -> None:
+        self._step = step  # whose weights the graph reads
         self._clips = clips.clone()
         self._packed = _Packed(memory)
         self._heads: tuple[Tensor, ...] = ()
