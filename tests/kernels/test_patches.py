@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
+from compiling import compiling, ignores_defaults
 from torch import Tensor, nn
 
+from interpreted import DEVICE, compile_one_graph, needs_triton, process_fixture, relative_error  # noqa: F401
 from memvit.kernels import patches
 from memvit.kernels.backend import reference_kernels
 from memvit.kernels.patches import patch_embed
-from memvit.kernels.triton_pooling import is_available
 
 Size3 = tuple[int, int, int]
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_triton = pytest.mark.skipif(not is_available(), reason="Triton is not installed: there are no kernels")
 
 
 class Case(NamedTuple):
@@ -63,11 +58,6 @@ def kernels_run() -> Iterator[None]:
 
 def parameters(conv: nn.Conv3d) -> list[Tensor]:
     return list(conv.parameters())
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return ((actual.double() - expected).abs().max() / expected.abs().max()).item()
 
 
 # What the other process runs
@@ -185,17 +175,13 @@ def gradients_of_some(weight: bool, bias: bool) -> list[bool]:
 def compiled(case: Case) -> tuple[int, float, float, bool]:
     """Number of graphs of a training step and one of inference, errors of tokens and gradients, and whether rows are kept."""
     torch.manual_seed(0)
-    clips, conv, graphs = case.clips(), case.conv(), []
+    clips, conv = case.clips(), case.conv()
 
     def function(clips: Tensor) -> Tensor:
         return patch_embed(clips * 2, conv) * 2
 
-    def backend(graph: Any, inputs: Any) -> Any:
-        graphs.append(graph)
-        return torch._dynamo.lookup_backend("aot_eager_decomp_partition")(graph, inputs)
-
+    run, graphs = compile_one_graph(function, "aot_eager_decomp_partition")
     with kernels_run(), case.autocast():
-        run = torch.compile(function, backend=backend, fullgraph=True)
         actual, expected = run(clips), function(clips)
         with torch.no_grad():
             inferred = run(clips)
@@ -216,18 +202,6 @@ def opchecks() -> set[str]:
         torch.library.opcheck(torch.ops.memvit.patch_filters_grad.default, (grad, clips, *window)),
     ]
     return {status for result in results for status in result.values()}
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[ProcessPoolExecutor]:
-    """Where kernels run. Triton is interpreted in a whole process or not at all; in that of the other tests it is not."""
-    with pytest.MonkeyPatch.context() as patch:
-        if DEVICE == "cpu":
-            patch.setenv("TRITON_INTERPRET", "1")
-        executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
-        executor.submit(int).result()
-    with executor:
-        yield executor
 
 
 CASES = {
@@ -305,52 +279,16 @@ def test_the_operators_are_registered_soundly(process: ProcessPoolExecutor) -> N
 
 
 @needs_triton
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@ignores_defaults
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_kernel_compiles_for_gpus_that_are_not_here(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The interpreter does without the compiler, and so without its checks of types and shapes."""
+def test_the_kernel_compiles_for_gpus_that_are_not_here_and_keeps_to_registers(dtype: torch.dtype) -> None:
     from memvit.kernels import triton_patches
 
-    compiles = CompilesOnly(triton_patches._gather_kernel, tmp_path)
-    monkeypatch.setattr(triton_patches, "_gather_kernel", compiles)
-    clips = torch.empty(1, 3, 16, 224, 224)
-    triton_patches.gather(clips, (3, 7, 7), (2, 4, 4), (1, 3, 3), dtype)
-    assert "st.global.v4.b32" in compiles.ptx  # 16 bytes a thread
-    assert "0 bytes spill stores, 0 bytes spill loads" in compiles.report
-
-
-class CompilesOnly:
-    """In a kernel's place: compiles it for the arguments of a launch, as for an H100, and launches nothing."""
-
-    def __init__(self, kernel: Any, folder: Path) -> None:
-        self.kernel, self.folder = kernel, folder
-        self.ptx = self.report = ""
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        return self.launch
-
-    def launch(self, *arguments: Any, num_warps: int, **constants: Any) -> None:
-        import triton
-        from triton.backends.compiler import GPUTarget
-        from triton.backends.nvidia.compiler import get_ptxas
-        from triton.compiler import ASTSource
-
-        pointers = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
-        names = self.kernel.arg_names
-        types = [pointers[value.dtype] if isinstance(value, Tensor) else "i32" for value in arguments]
-        signature = dict(zip(names, types, strict=False)) | dict.fromkeys(constants, "constexpr")
-        values = {(names.index(name),): value for name, value in constants.items()}
-        # As a launch finds them: addresses of tensors, and most strides, are multiples of 16.
-        whole = [i for i, value in enumerate(arguments) if isinstance(value, Tensor) or value % 16 == 0]
-        source = ASTSource(self.kernel, signature, values, {(i,): [["tt.divisibility", 16]] for i in whole})
-        kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
-        self.ptx = kernel.asm["ptx"]
-        file = self.folder / "kernel.ptx"
-        file.write_text(self.ptx)
-        command = [get_ptxas(90).path, "-v", "-arch=sm_90a", str(file), "-o", str(self.folder / "kernel.cubin")]
-        self.report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    with compiling(triton_patches) as compiled:
+        triton_patches.gather(torch.empty(1, 3, 16, 224, 224), (3, 7, 7), (2, 4, 4), (1, 3, 3), dtype)
+    (kernel,) = compiled
+    assert "st.global.v4.b32" in kernel.ptx  # 16 bytes a thread
+    assert kernel.spilled_bytes == 0
 
 
 def test_clips_on_a_cpu_are_left_to_the_convolution() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -12,16 +11,15 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from compiling import compiling, ignores_defaults
 from torch import Tensor
 
+from interpreted import DEVICE, kernel_process, needs_triton
 from memvit.kernels import triton_folding
 from memvit.kernels.attention import FoldedPositions, RelativePositions, attention
 from memvit.kernels.backend import reference_kernels
-from memvit.kernels.triton_folding import Folding, can_fold, is_available
+from memvit.kernels.triton_folding import Folding, can_fold
 from memvit.models.positions import KeyGrid, PositionTables, relative_positions
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_triton = pytest.mark.skipif(not is_available(), reason="Triton is not installed: there are no kernels")
 
 
 class Case(NamedTuple):
@@ -45,7 +43,6 @@ def use_kernels_on_cpus() -> None:
     """So that Triton's interpreter runs them there."""
     if DEVICE == "cuda":
         return
-    torch.set_num_threads(1)
     library = torch.library.Library("memvit", "FRAGMENT")
     for name in ("fold_queries", "fold_queries_backward", "fold_keys"):
         library.impl(name, getattr(triton_folding, f"_run_{name}"), "CPU")
@@ -68,7 +65,9 @@ def errors(case: Case, wants_gradients: bool = True) -> tuple[float, float]:
         return torch.randn(size).to(DEVICE, dtype).requires_grad_()
 
     sizes = dict(zip("thw", (5, 7, 41), strict=True))
-    tables = [PositionTables(*(random(sizes[a], case.head_dim) if a in case.axes else None for a in "hwt")) for _ in keys]
+    tables = [
+        PositionTables(*(random(sizes[a], case.head_dim) if a in case.axes else None for a in "hwt")) for _ in keys
+    ]
     num_past = 2 * (num_class + 2) if case.has_past else 0
     nums = [num_class + math.prod(case.grid), *[num_class + 12] * 2, *[num_past] * 2]
     tensors = [random(B, num, heads * case.head_dim, dtype=case.dtype) for num in nums if num]
@@ -132,13 +131,9 @@ def opcheck() -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def process() -> Iterator[ProcessPoolExecutor]:
-    """Where kernels run. Triton is interpreted in a whole process or not at all; in that of the other tests it is not."""
-    with pytest.MonkeyPatch.context() as patch:
-        if DEVICE == "cpu":
-            patch.setenv("TRITON_INTERPRET", "1")
-        executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), use_kernels_on_cpus)
-        executor.submit(int).result()
-    with executor:
+    """Where kernels run."""
+    with kernel_process() as executor:
+        executor.submit(use_kernels_on_cpus).result()
         yield executor
 
 
@@ -181,6 +176,37 @@ def test_attention_without_gradients_is_as_defined(process: ProcessPoolExecutor)
 def test_the_operators_keep_the_rules_of_pytorch(process: ProcessPoolExecutor) -> None:
     for results in process.submit(opcheck).result():
         assert set(results.values()) == {"SUCCESS"}
+
+
+@needs_triton
+@ignores_defaults
+@pytest.mark.parametrize(("grid", "heads"), [((8, 56, 56), 1), ((8, 7, 7), 8)])
+def test_kernels_compile_for_gpus_that_are_not_here_and_keep_to_registers(
+    grid: tuple[int, int, int], heads: int
+) -> None:
+    from memvit.kernels import triton_folding_kernels
+
+    folding = Folding(grid, 1, 96, (4, 8, 4, 7, 4, 7), has_mask=True)
+    num_past, num_keys = 2 * (1 + 4 * 4 * 4), 1 + 8 * 7 * 7  # of two past clips, and of this one
+
+    def tokens(num: int, width: int) -> Tensor:
+        return torch.empty(2, num, heads, width, dtype=torch.bfloat16).transpose(1, 2)
+
+    q, folded_q = (tokens(1 + math.prod(grid), width) for width in (96, folding.width))
+    k, v, past_k, past_v = (tokens(num, 96) for num in (num_keys, num_keys, num_past, num_past))
+    num_keys += num_past
+    columns, mask = torch.empty(3, num_keys, dtype=torch.int32), torch.ones(2, num_keys, dtype=torch.bool)
+    tables = torch.empty(sum(n * folding.num_entries(axis) for axis, n in enumerate(grid)), 96, dtype=torch.bfloat16)
+    with compiling(triton_folding_kernels) as compiled:
+        triton_folding_kernels.launch_fold_queries(q, tables, folded_q, folding)
+        triton_folding_kernels.launch_query_grad(folded_q, tables, q, folding)
+        triton_folding_kernels.launch_table_grad(folded_q, q, tables, folding)
+        folded_k, narrow_v = tokens(num_keys, folding.width), tokens(num_keys, 96)
+        triton_folding_kernels.launch_fold_keys(
+            k, v, past_k, past_v, columns, mask, folded_k, narrow_v, folding.used - 96 - 1
+        )
+    assert len(compiled) == 6  # three for the tables, by axis
+    assert [kernel.name for kernel in compiled if kernel.spilled_bytes] == []
 
 
 def test_positions_of_memvit_16x4_fit_into_the_width_that_fused_attention_is_fastest_at() -> None:

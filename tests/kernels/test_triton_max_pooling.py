@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
-from test_patches import CompilesOnly
+from compiling import compiling, ignores_defaults
 from torch import Tensor
 
+from interpreted import DEVICE, compile_one_graph, needs_triton, process_fixture  # noqa: F401
 from memvit.kernels import max_pooling
 from memvit.kernels.max_pooling import max_pool
-from memvit.kernels.triton_pooling import is_available
 
 Size3 = tuple[int, int, int]
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_triton = pytest.mark.skipif(not is_available(), reason="Triton is not installed: there are no kernels")
 
 
 class Case(NamedTuple):
@@ -111,18 +106,15 @@ def gradient_is_exact(case: Case) -> tuple[bool, bool]:
 
 def compiled(wants_grad: bool) -> tuple[int, int, bool]:
     """Number of graphs, of our operator's calls in them, and whether the tokens are the same."""
-    x, graphs = SMALL.tokens().requires_grad_(wants_grad), []
+    x = SMALL.tokens().requires_grad_(wants_grad)
 
     def function(x: Tensor) -> Tensor:
         return max_pool(x * 2, SMALL.grid, SMALL.kernel, SMALL.stride, num_class=SMALL.num_class) + 1
 
-    def backend(graph: Any, inputs: Any) -> Any:
-        graphs.append(graph)
-        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
-
+    run, graphs = compile_one_graph(function)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(max_pooling, "_is_on_gpu", lambda x: True)
-        out = torch.compile(function, backend=backend, fullgraph=True)(x)
+        out = run(x)
     num_calls = sum(node.target is max_pooling._gpu_max_pool for graph in graphs for node in graph.graph.nodes)
     return len(graphs), num_calls, torch.equal(out, SMALL.definition(x * 2) + 1)
 
@@ -131,18 +123,6 @@ def opcheck() -> set[str]:
     sizes = ([2, 5, 6], [1, 3, 3], [1, 2, 2], [0, 1, 1], [2, 3, 3], 1)
     results = torch.library.opcheck(torch.ops.memvit.gpu_max_pool.default, (SMALL.tokens(), *sizes))
     return set(results.values())
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[ProcessPoolExecutor]:
-    """Where kernels run. Triton is interpreted in a whole process or not at all; in that of the other tests it is not."""
-    with pytest.MonkeyPatch.context() as patch:
-        if DEVICE == "cpu":
-            patch.setenv("TRITON_INTERPRET", "1")
-        executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
-        executor.submit(int).result()
-    with executor:
-        yield executor
 
 
 CASES = {
@@ -187,21 +167,18 @@ def test_the_operator_is_registered_soundly(process: ProcessPoolExecutor) -> Non
 
 
 @needs_triton
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@ignores_defaults
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_kernel_compiles_for_gpus_that_are_not_here(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The interpreter does without the compiler, and so without its checks of types and shapes."""
+def test_the_kernel_compiles_for_gpus_that_are_not_here_and_keeps_to_registers(dtype: torch.dtype) -> None:
     from memvit.kernels import triton_max_pooling
 
-    compiles = CompilesOnly(triton_max_pooling._max_pool_kernel, tmp_path)
-    monkeypatch.setattr(triton_max_pooling, "_max_pool_kernel", compiles)
     x = torch.empty(1, 1 + 8 * 56 * 56, 96, dtype=dtype)
-    triton_max_pooling.max_pool(x, (8, 56, 56), (1, 3, 3), (1, 2, 2), (0, 1, 1), (8, 28, 28), 1)
-    assert "ld.global.v4.b32" in compiles.ptx  # 16 bytes a thread
-    assert "st.global.v4.b32" in compiles.ptx
-    assert "0 bytes spill stores, 0 bytes spill loads" in compiles.report
+    with compiling(triton_max_pooling) as compiled:
+        triton_max_pooling.max_pool(x, (8, 56, 56), (1, 3, 3), (1, 2, 2), (0, 1, 1), (8, 28, 28), 1)
+    (kernel,) = compiled
+    assert "ld.global.v4.b32" in kernel.ptx  # 16 bytes a thread
+    assert "st.global.v4.b32" in kernel.ptx
+    assert kernel.spilled_bytes == 0
 
 
 def test_tokens_on_a_cpu_are_left_to_others() -> None:

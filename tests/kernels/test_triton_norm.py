@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,15 +13,14 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.nn.functional as F
+from compiling import compiling, ignores_defaults
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from interpreted import DEVICE, exactly, needs_triton, process_fixture, relative_error  # noqa: F401
 from memvit.kernels.norm import add_layer_norm, layer_norm
-from memvit.kernels.triton_norm import can_norm, is_available, triton_add_layer_norm, triton_layer_norm
+from memvit.kernels.triton_norm import can_norm, triton_add_layer_norm, triton_layer_norm
 from memvit.models.checkpointing import Recompute, run_block
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_triton = pytest.mark.skipif(not is_available(), reason="Triton is not installed: there are no kernels")
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -66,15 +63,6 @@ def without_the_first_token(shape: tuple[int, ...]) -> Tensor:
 def channels_first(shape: tuple[int, ...]) -> Tensor:
     B, N, C = shape
     return torch.randn(B, C, N, device=DEVICE).transpose(1, 2)
-
-
-def exactly(t: Tensor) -> Tensor:
-    return t.detach().double().requires_grad_()
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return ((actual.double() - expected).abs().max() / expected.abs().max()).item()
 
 
 # What the other process runs
@@ -175,18 +163,6 @@ def error_under_checkpointing(recompute: Recompute) -> float:
     return max(map(relative_error, actual, expected))
 
 
-@pytest.fixture(scope="module")
-def process() -> Iterator[ProcessPoolExecutor]:
-    """Where kernels run. Triton is interpreted in a whole process or not at all; in that of the other tests it is not."""
-    with pytest.MonkeyPatch.context() as environment:
-        if DEVICE == "cpu":
-            environment.setenv("TRITON_INTERPRET", "1")
-        executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
-        executor.submit(int).result()
-    with executor:
-        yield executor
-
-
 CASES = {
     "alone": Case(added_dtype=None),
     "alone_in_bfloat16": Case(BF16, None),
@@ -268,23 +244,15 @@ def test_gradients_are_the_same_under_checkpointing(process: ProcessPoolExecutor
 
 
 @needs_triton
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@ignores_defaults
 @pytest.mark.parametrize(
     ("channels", "x_dtype", "added_dtype"), [(96, F32, None), (384, BF16, BF16), (768, F32, BF16), (4096, F32, BF16)]
 )
 def test_kernels_compile_for_gpus_that_are_not_here_and_keep_to_registers(
-    channels: int,
-    x_dtype: torch.dtype,
-    added_dtype: torch.dtype | None,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    channels: int, x_dtype: torch.dtype, added_dtype: torch.dtype | None
 ) -> None:
     from memvit.kernels import triton_norm_kernels
 
-    monkeypatch.setenv("TRITON_ALWAYS_COMPILE", "1")
-    monkeypatch.setenv("TRITON_DUMP_PTXAS_LOG", "1")
-    for name in ("_norm_kernel", "_norm_backward_kernel"):
-        monkeypatch.setattr(triton_norm_kernels, name, CompilesOnly(getattr(triton_norm_kernels, name)))
     x, out, weight = (
         torch.empty(9, channels, dtype=x_dtype),
         torch.empty(9, channels, dtype=BF16),
@@ -292,46 +260,10 @@ def test_kernels_compile_for_gpus_that_are_not_here_and_keep_to_registers(
     )
     added = None if added_dtype is None else torch.empty(9, channels, dtype=added_dtype)
     total = None if added is None else x
-    triton_norm_kernels.forward(x, added, total, weight, weight, 1e-6, out)
-    triton_norm_kernels.backward(x, weight, 1e-6, out, total, x, added, needs_parameter_grads=True)
-    assert re.findall(r"(\d+) bytes spill stores", capfd.readouterr().out) == ["0", "0"]
-
-
-class CompilesOnly:
-    """In a kernel's place: compiles it for the arguments of a launch, as Triton does, and launches nothing."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        return self.launch
-
-    def launch(self, *arguments: Any, num_warps: int, **constants: Any) -> None:
-        import triton
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource
-
-        types = {F32: "*fp32", BF16: "*bf16", int: "i32", float: "fp32"}
-        values = dict(zip(self.kernel.arg_names, arguments, strict=False))
-        constants |= {name: None for name, value in values.items() if value is None}
-        signature = {
-            name: types[value.dtype if isinstance(value, Tensor) else type(value)]
-            for name, value in values.items()
-            if value is not None
-        } | dict.fromkeys(constants, "constexpr")
-        places = {name: (place,) for place, name in enumerate(self.kernel.arg_names)}
-        aligned = [
-            name
-            for name, value in values.items()
-            if isinstance(value, Tensor) or (name.endswith("_stride") and value % 16 == 0)
-        ]
-        source = ASTSource(
-            self.kernel,
-            signature,
-            {places[name]: value for name, value in constants.items()},
-            {places[name]: [["tt.divisibility", 16]] for name in aligned},
-        )
-        triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
+    with compiling(triton_norm_kernels) as compiled:
+        triton_norm_kernels.forward(x, added, total, weight, weight, 1e-6, out)
+        triton_norm_kernels.backward(x, weight, 1e-6, out, total, x, added, needs_parameter_grads=True)
+    assert [kernel.spilled_bytes for kernel in compiled] == [0, 0]
 
 
 def test_what_is_on_a_cpu_is_left_to_others() -> None:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
+from compiling import compiling, ignores_defaults
 from torch import Tensor
 
+from interpreted import (  # noqa: F401
+    DEVICE,
+    compile_one_graph,
+    exactly,
+    needs_triton,
+    process_fixture,
+    relative_error,
+)
 from memvit.benchmarks import kernels
 from memvit.kernels.pooling import Front, Pooling
-from memvit.kernels.triton_pooling import Job, can_pool, is_available, pooling_geometry, triton_pool_norm
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_triton = pytest.mark.skipif(not is_available(), reason="Triton is not installed: there are no kernels")
+from memvit.kernels.triton_pooling import can_pool, triton_pool_norm
+from memvit.kernels.triton_pooling_geometry import Job, pooling_geometry
 
 
 class Case(NamedTuple):
@@ -69,20 +74,11 @@ def definition(x: Tensor, grid: tuple[int, int, int], pooling: Pooling, num_clas
     return F.layer_norm(pooled, (c,), pooling.norm_weight, pooling.norm_bias, pooling.eps).flatten(2)
 
 
-def exactly(t: Tensor) -> Tensor:
-    return t.detach().double().requires_grad_()
-
-
 def exact_poolings(poolings: list[Pooling]) -> list[Pooling]:
     return [
         p._replace(weight=exactly(p.weight), norm_weight=exactly(p.norm_weight), norm_bias=exactly(p.norm_bias))
         for p in poolings
     ]
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return ((actual.double() - expected).abs().max() / expected.abs().max()).item()
 
 
 # What the other process runs
@@ -103,13 +99,12 @@ def errors(case: Case) -> tuple[float, float]:
     return max(map(relative_error, outs, expected_outs)), max(map(relative_error, actual, expected))
 
 
-def errors_of_sliding(case: Case, times: int) -> tuple[float, float]:
-    """With the kernel that slides along time, so many output times a program."""
+def errors_with_times(case: Case, times: int) -> tuple[float, float]:
+    """Where each program of the kernel has so many output times."""
     from memvit.kernels import triton_pooling_forward
 
     usual = triton_pooling_forward.Sliding.of
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton_pooling_forward, "SLIDES", True)
         patch.setattr(triton_pooling_forward.Sliding, "of", lambda *sizes: usual(*sizes)._replace(times=times))
         triton_pooling_forward.plan.cache_clear()
         found = errors(case)
@@ -170,6 +165,20 @@ def errors_with_fronts(wants_gradients: bool) -> tuple[float, float]:
     return error, max(map(relative_error, actual_grads, expected_grads))
 
 
+def error_with_a_front_that_is_kept_otherwise() -> float:
+    """A part of wider tokens, of another dtype, with the geometry of the tokens behind it: one launch pools both."""
+    torch.manual_seed(0)
+    case = Case((2, 3, 3), ((1, 1, 1), (1, 1, 1)))
+    x, (pooling, past) = case.tokens().detach(), case.poolings()
+    front = torch.randn(1, 19, 24, device=DEVICE).bfloat16()[:, :, 8:16]
+    with torch.no_grad():
+        fronts = [Front(front, case.grid, past)]
+        (out,) = triton_pool_norm(x, case.grid, [pooling], num_class=1, fronts=fronts)
+        pooling, past = exact_poolings([pooling, past])
+        expected = definition(front.double(), case.grid, past, 1), definition(x.double(), case.grid, pooling, 1)
+    return relative_error(out, torch.cat(expected, dim=1))
+
+
 def follows_its_parameters() -> tuple[float, float]:
     """Errors at inference, before and after a filter changed; the result is of another dtype than the tokens."""
     case = Case((1, 2, 3), ((1, 1, 1),), kernel=(1, 3, 3))
@@ -188,17 +197,13 @@ def compiled() -> tuple[int, float, float]:
     """Number of graphs of a function around the poolings, and the errors of its output and its gradient."""
     case = Case((2, 3, 3), ((1, 1, 1), (1, 2, 2)))
     x, poolings = case.tokens(), case.poolings()
-    graphs = []
 
     def function(x: Tensor) -> Tensor:
         q, k = triton_pool_norm(x * 2, case.grid, poolings, num_class=1)
         return q @ k.transpose(1, 2)
 
-    def backend(graph: Any, inputs: Any) -> Any:
-        graphs.append(graph)
-        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
-
-    actual, expected = torch.compile(function, backend=backend, fullgraph=True)(x), function(x)
+    run, graphs = compile_one_graph(function)
+    actual, expected = run(x), function(x)
     wanted = [x, *parameters(poolings)]
     actual_grads, expected_grads = (torch.autograd.grad(out.square().sum(), wanted) for out in (actual, expected))
     return len(graphs), relative_error(actual, expected), max(map(relative_error, actual_grads, expected_grads))
@@ -210,18 +215,6 @@ def opcheck() -> dict[str, str]:
     weights, norm_weights, norm_biases = ([p[i] for p in poolings] for i in (0, 2, 3))
     numbers = ([1, 2, 2], [1, 1, 1, 1, 2, 2], [False, False], [1e-6, 1e-6], 1)
     return torch.library.opcheck(torch.ops.memvit.pool_norm.default, (x, weights, norm_weights, norm_biases, *numbers))
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[ProcessPoolExecutor]:
-    """Where kernels run. Triton is interpreted in a whole process or not at all; in that of the other tests it is not."""
-    with pytest.MonkeyPatch.context() as patch:
-        if DEVICE == "cpu":
-            patch.setenv("TRITON_INTERPRET", "1")
-        executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
-        executor.submit(int).result()
-    with executor:
-        yield executor
 
 
 CASES = {
@@ -262,8 +255,8 @@ def test_poolings_and_their_gradients_are_as_defined(process: ProcessPoolExecuto
         ("even_kernel", 2),
     ],
 )
-def test_sliding_along_time_gives_the_same(process: ProcessPoolExecutor, name: str, times: int) -> None:
-    assert max(process.submit(errors_of_sliding, CASES[name], times).result()) < 1e-5
+def test_sliding_along_time_changes_nothing(process: ProcessPoolExecutor, name: str, times: int) -> None:
+    assert max(process.submit(errors_with_times, CASES[name], times).result()) < 1e-5
 
 
 @needs_triton
@@ -296,6 +289,11 @@ def test_fronts_come_first(process: ProcessPoolExecutor, wants_gradients: bool) 
 
 
 @needs_triton
+def test_a_front_may_be_kept_otherwise(process: ProcessPoolExecutor) -> None:
+    assert process.submit(error_with_a_front_that_is_kept_otherwise).result() < 1e-5
+
+
+@needs_triton
 def test_what_is_kept_at_inference_follows_the_parameters(process: ProcessPoolExecutor) -> None:
     assert max(process.submit(follows_its_parameters).result()) < torch.finfo(torch.float16).eps
 
@@ -314,7 +312,7 @@ def test_the_operator_is_registered_soundly(process: ProcessPoolExecutor) -> Non
 
 
 @needs_triton
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@ignores_defaults
 @pytest.mark.parametrize(
     "case",
     [
@@ -323,54 +321,23 @@ def test_the_operator_is_registered_soundly(process: ProcessPoolExecutor) -> Non
     ],
     ids=["queries", "compression"],
 )
-def test_kernels_compile_for_gpus_that_are_not_here(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter does without the compiler, and so without its checks of types and shapes."""
+def test_kernels_compile_for_gpus_that_are_not_here_and_keep_to_registers(case: Case) -> None:
     from memvit.kernels import triton_pooling_backward, triton_pooling_forward
 
-    compiled: list[str] = []
-    for module in (triton_pooling_forward, triton_pooling_backward):
-        for name in [name for name in vars(module) if name.endswith("_kernel")]:
-            monkeypatch.setattr(module, name, CompilesOnly(getattr(module, name), compiled))
     weight = torch.empty(case.channels, 1, *case.kernel)
     geometry = pooling_geometry(weight, case.grid, case.strides[0], causal=False, num_class=1)
     x = case.tokens().detach().cpu()
-    filters, norm = triton_pooling_forward.pack_filters([weight]), [weight[:, 0, 0, 0, 0]]
-    num_rows, launches = triton_pooling_forward.plan((Job(0, 0, geometry, 1e-6),))
-    packed = [launch.pack([weight, *norm, *norm]) for launch in launches]
-    outs = triton_pooling_forward.run([x], num_rows, launches, packed, x.dtype)
-    conv_grads, _ = triton_pooling_backward.norm_backward(outs, x, filters, norm, geometry, 1e-6)
-    triton_pooling_backward.token_grad(conv_grads, filters, x, geometry, adds=False)
-    triton_pooling_backward.filter_grad(conv_grads, x, geometry)
+    filters, norm = triton_pooling_backward.pack_filters([weight]), [torch.empty(case.channels)]
+    with compiling(triton_pooling_forward, triton_pooling_backward) as compiled:
+        num_rows, launches = triton_pooling_forward.plan((Job(0, 0, geometry, 1e-6),))
+        packed = [launch.pack([weight, *norm, *norm]) for launch in launches]
+        outs = triton_pooling_forward.run([x], num_rows, launches, packed, x.dtype)
+        conv_grads, _ = triton_pooling_backward.norm_backward(outs, x, filters, norm, geometry, 1e-6)
+        triton_pooling_backward.token_grad(conv_grads, filters, x, geometry, adds=False)
+        triton_pooling_backward.filter_grad(conv_grads, x, geometry)
     assert len(compiled) == 4
-    assert all("fma.rn.f32" in ptx for ptx in compiled)
-
-
-class CompilesOnly:
-    """In a kernel's place: compiles it for the arguments of a launch, and launches nothing."""
-
-    def __init__(self, kernel: Any, compiled: list[str]) -> None:
-        self.kernel, self.compiled = kernel, compiled
-
-    def __getitem__(self, grid: tuple[int, int, int]) -> Any:
-        return self.launch
-
-    def launch(self, *arguments: Any, num_warps: int, **constants: Any) -> None:
-        import triton
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource
-
-        pointers = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
-
-        def type_of(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(map(type_of, value))
-            return pointers[value.dtype] if isinstance(value, Tensor) else {int: "i32", float: "fp32"}[type(value)]
-
-        names = self.kernel.arg_names
-        signature = dict(zip(names, map(type_of, arguments), strict=False)) | dict.fromkeys(constants, "constexpr")
-        source = ASTSource(self.kernel, signature, {(names.index(name),): constants[name] for name in constants})
-        kernel = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": num_warps})
-        self.compiled.append(kernel.asm["ptx"])
+    assert all("fma.rn.f32" in kernel.ptx for kernel in compiled)
+    assert [kernel.name for kernel in compiled if kernel.spilled_bytes] == []
 
 
 def test_without_triton_nothing_breaks_at_import() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from interpreted import compile_one_graph, kernel_process, needs_triton
 from memvit.kernels import triton_pooling
 from memvit.kernels.backend import reference_kernels
 from tiny_models import small_model
@@ -35,13 +35,7 @@ def run_stream(overrides: dict[str, Any]) -> Outcome:
     torch.manual_seed(0)
     torch._dynamo.reset()
     model = small_model(depth=1, dim_mul=(), head_mul=(), q_strides=((0, 1, 2, 2),), **overrides)
-    graphs = []
-
-    def count(graph: torch.fx.GraphModule, _: object) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    compiled = torch.compile(model, fullgraph=True, backend=count)
+    compiled, graphs = compile_one_graph(model, "eager")
     errors = [0.0, 0.0]
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True), pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_pooling, "can_pool", lambda x, poolings: True)
@@ -62,16 +56,11 @@ def run_stream(overrides: dict[str, Any]) -> Outcome:
 @pytest.fixture(scope="module")
 def process() -> Iterator[ProcessPoolExecutor]:
     """Where kernels run: those for CPUs are off there, so that those for GPUs get to run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        patch.setenv("MEMVIT_CPU_KERNELS", "off")
-        executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
-        executor.submit(int).result()
-    with executor:
+    with kernel_process(TRITON_INTERPRET="1", MEMVIT_CPU_KERNELS="off") as executor:
         yield executor
 
 
-@pytest.mark.skipif(not triton_pooling.is_available(), reason="Triton is not installed: there are no kernels")
+@needs_triton
 @pytest.mark.parametrize("overrides", [{}, {"causal": True, "head_task": "frames"}], ids=["clip", "causal frames"])
 def test_a_stream_needs_one_graph_and_one_call_a_block(
     process: ProcessPoolExecutor, overrides: dict[str, object]

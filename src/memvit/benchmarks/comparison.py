@@ -67,7 +67,7 @@ def compare(
         entries: list[tuple[Contender, Form]] = [(contender, "eager") for contender in contenders]
         if compile_mode is not None:
             entries += [(contender, "compiled") for contender in (contenders[0], "mvit_v2_s")]
-        if task == "forward" and usual_form(device) == "recorded":
+        if usual_form(device) == "recorded":
             entries += [(contender, "recorded") for contender in contenders[:-1]]
         cases = [Case(task, contender, form, dtype, batch_size) for contender, form in entries]
         tick = counter(on_progress, f"{task}, {dtype}, batch {batch_size}", len(cases) + 1 + num_rounds)

@@ -27,6 +27,7 @@ from memvit.models.heads import Logits
 from memvit.models.memory import Memory
 from memvit.models.memvit import MeMViT
 from memvit.online.recorded_step import RecordedStep
+from memvit.training.recorded import RecordedNetwork
 
 Task = Literal["forward", "training"]
 Contender = Literal["memory", "no memory", "mvit_v2_s"]
@@ -45,7 +46,7 @@ class Case:
     Attributes:
         task: a forward pass in inference mode, or a training step: forward, cross entropy, backward, AdamW.
         contender: our model as a stream with full memory, the same without memory, or torchvision's mvit_v2_s.
-        form: as it is, through `torch.compile`, or, of our model on a GPU, recorded as a CUDA graph, as `OnlineRecognizer` does.
+        form: as it is, through `torch.compile`, or, of our model on a GPU, recorded as CUDA graphs, as `OnlineRecognizer` does.
         dtype: "float32", or autocast in this format.
         batch_size: clips in a step.
     """
@@ -157,7 +158,11 @@ def make_step(
 
     if case.form == "recorded":
         assert isinstance(model, MeMViT)
-        return _recorded(model, clips, autocast)
+        if case.task == "forward":
+            return _recorded(model, clips, autocast)
+        stream.call = RecordedNetwork(model)
+        if stream.memory is None:
+            stream.memory = model.new_memory(len(clips), *clips.shape[2:])
     if case.task == "forward":
         return forward
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE)

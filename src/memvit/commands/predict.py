@@ -73,7 +73,7 @@ def predict(
         drop: when the model is slower than a live source, drop the oldest waiting frames, or none and fall behind.
         max_duration: stop live sources after so many seconds.
         max_attempts: give up on a live source after so many failed connections in a row. 0: its first end is its end.
-        compile: compile the model first, with CUDA graphs on a GPU. This takes a minute or more, and needs a C++ compiler.
+        compile: compile the model first. This takes a minute or more, and needs a C++ compiler.
     """
     share_cores()
     keep_freed_memory()

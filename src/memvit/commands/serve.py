@@ -75,7 +75,7 @@ def serve(
         fps: frame rate that the sampling rate refers to. Left out: the model's own.
         sampling_rate: a clip takes every so-many-th frame. Left out: the model's own.
         stride: sampled frames from the start of a clip to the start of the next. Left out: a clip's length.
-        compile: compile the model first, with CUDA graphs on a GPU. This takes a minute or more, and needs a C++ compiler.
+        compile: compile the model first. This takes a minute or more, and needs a C++ compiler.
     """
     share_cores()
     keep_freed_memory()

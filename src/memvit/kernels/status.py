@@ -8,11 +8,13 @@ from memvit.kernels import cpu, linear, triton_pooling
 def status() -> dict[str, str]:
     """What computes each part of the model: {part: implementation}.
 
-    Without gradients, that is; on CPUs training runs on PyTorch's operators.
+    On CPUs without gradients, that is: there training runs on PyTorch's operators.
     """
     in_cpp = f"C++, {cpu.status()}" if cpu.is_available() else f"PyTorch ({cpu.status()})"
     return {
         "attention, pooling and norms on CPUs": in_cpp,
         "linear layers on CPUs": "oneDNN, packed weights" if linear.is_available() else "PyTorch",
-        "pooling on GPUs": "Triton" if triton_pooling.is_available() else "PyTorch (Triton is not installed)",
+        "pooling, norms, patches, positions on GPUs": "Triton"
+        if triton_pooling.is_available()
+        else "PyTorch (no Triton)",
     }

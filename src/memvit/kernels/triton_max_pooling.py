@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from memvit.kernels.triton_pooling_forward import place_tokens, tile_tokens
+from memvit.kernels.triton_tiles import place_tokens, tile_tokens
 
 MAX_CHANNELS = 128  # of a program
 NUM_MAXIMA = 2048  # that a program holds, 16 per thread

@@ -17,16 +17,14 @@ from torch import Tensor
 
 from memvit.kernels.frozen import frozen
 from memvit.kernels.ops import register
+from memvit.kernels.triton_pooling_geometry import MAX_SHARED, Geometry, Job, Size3, pooling_geometry
 
 if TYPE_CHECKING:
     from memvit.kernels.pooling import Front, Pooling
     from memvit.kernels.triton_pooling_forward import Launch
 
-Size3 = tuple[int, int, int]
-
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_CHANNELS = 1024  # of a head: one program holds them all
-MAX_SHARED = 3  # poolings that one program computes: more would not fit its registers
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -122,68 +120,6 @@ def _pool_norm_at_inference(
     key = "triton_pool_norm", tuple(layout), tuple(eps), num_class
     plan = frozen(parameters, key, lambda: _make_plan(parameters, layout, eps, num_class))
     return plan.run(xs, dtype)
-
-
-class Geometry(NamedTuple):
-    """Where the tokens lie that a pooling reads and writes; poolings with the same one are computed together.
-
-    Attributes:
-        grid, out_grid: (time, height, width) of the tokens that come in and go out.
-        kernel, stride: of the convolution.
-        padding: before the first token along each axis.
-        num_class: 0 or 1, tokens in front of the grid.
-        channels: of one head.
-    """
-
-    grid: Size3
-    out_grid: Size3
-    kernel: Size3
-    stride: Size3
-    padding: Size3
-    num_class: int
-    channels: int
-
-    @property
-    def num_out(self) -> int:
-        """Tokens of one stream that go out."""
-        t, h, w = self.out_grid
-        return self.num_class + t * h * w
-
-    @property
-    def constants(self) -> dict[str, object]:
-        """What the kernels are compiled for."""
-        return {
-            "GRID": self.grid,
-            "OUT_GRID": self.out_grid,
-            "KERNEL": self.kernel,
-            "STRIDE": self.stride,
-            "PADDING": self.padding,
-            "NUM_CLASS": self.num_class,
-            "C": self.channels,
-        }
-
-
-def pooling_geometry(
-    weight: Tensor, grid: Sequence[int], stride: Sequence[int], causal: bool, num_class: int
-) -> Geometry:
-    """Of filters (c, 1, kt, kh, kw) on tokens of `grid`."""
-    channels, _, *kernel = weight.shape
-    padding = [size // 2 for size in kernel]
-    out = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(grid, padding, kernel, stride, strict=True)]
-    if causal:
-        padding[0] = kernel[0] - 1
-        out[0] = (grid[0] - 1) // stride[0] + 1
-    assert min(out) > 0, (grid, kernel, stride)
-    return Geometry(_size3(grid), _size3(out), _size3(kernel), _size3(stride), _size3(padding), num_class, channels)
-
-
-class Job(NamedTuple):
-    """One pooling: which tokens it reads, and which result they go to, one behind the other."""
-
-    source: int
-    target: int
-    geometry: Geometry
-    eps: float
 
 
 class _Plan(NamedTuple):
@@ -340,8 +276,7 @@ def _pool_norm_backward(
     """The gradient of x (B, N, C), empty where it is not needed, then for each group those of its filters (poolings, taps, c) and
     of its norms' weights and biases (poolings, 2, c), float32.
     """
-    from memvit.kernels.triton_pooling_backward import filter_grad, norm_backward, token_grad
-    from memvit.kernels.triton_pooling_forward import pack_filters
+    from memvit.kernels.triton_pooling_backward import filter_grad, norm_backward, pack_filters, token_grad
 
     x_grad = x.new_empty(x.shape if needs_x_grad else 0)
     x = _rows(x)
@@ -416,8 +351,3 @@ _pool_norm.register_autograd(_backward, setup_context=_setup_context)
 def _rows(x: Tensor) -> Tensor:
     """With the channels of a token side by side, as the kernels read them. A part of wider tokens is taken as it is."""
     return x if x.stride(2) == 1 else x.contiguous()
-
-
-def _size3(size: Sequence[int]) -> Size3:
-    t, h, w = size
-    return t, h, w

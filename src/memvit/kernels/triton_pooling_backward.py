@@ -16,11 +16,67 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from memvit.kernels.triton_pooling import Geometry
-from memvit.kernels.triton_pooling_forward import Tiling, convolve, place_tokens, standardize, tile_tokens
+from memvit.kernels.triton_pooling_geometry import Geometry
+from memvit.kernels.triton_tiles import Tiling, place_tokens, standardize, tile_tokens
 
 # How many programs share the sum over all tokens. A constant, so that the order of the sum is the same on every GPU.
 NUM_WEIGHT_PROGRAMS = 1024
+
+
+@triton.jit
+def _convolve(
+    x_ptr,  # this stream's and head's first channel of the first token
+    weight_ptr,  # (poolings, taps, C)
+    stride_n,
+    t,
+    h,
+    w,
+    NUM_POOLINGS: tl.constexpr,
+    GRID: tl.constexpr,
+    OUT_GRID: tl.constexpr,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    NUM_CLASS: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The convolutions at output tokens (t, h, w), each float32 (tokens, BLOCK_C), 0 past channel C."""
+    # Named, as static_range takes no member of a tuple in Triton 3.6.
+    kernel_h: tl.constexpr = KERNEL[1]
+    kernel_w: tl.constexpr = KERNEL[2]
+    num_taps: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
+    c = tl.arange(0, BLOCK_C)
+    in_head = c < C
+    # The class token passes: every sum starts from it in its tile, and from 0 in all others.
+    if NUM_CLASS == 1:
+        is_class = (t == OUT_GRID[0]) & (h == 0) & (w == 0)
+        start = tl.load(x_ptr + c[None, :] + h[:, None] * 0, mask=is_class[:, None] & in_head[None, :], other=0.0)
+        start = start.to(tl.float32)
+    else:
+        start = tl.zeros((h.shape[0], BLOCK_C), tl.float32)
+    sums = (start,) * NUM_POOLINGS
+    x_ptr += NUM_CLASS * stride_n
+    for kt in range(KERNEL[0]):
+        in_t = t * STRIDE[0] - PADDING[0] + kt
+        in_time = (t < OUT_GRID[0]) & (in_t >= 0) & (in_t < GRID[0])
+        for kh in tl.static_range(kernel_h):
+            in_h = h * STRIDE[1] - PADDING[1] + kh
+            in_rows = in_time & (in_h >= 0) & (in_h < GRID[1])
+            for kw in tl.static_range(kernel_w):
+                in_w = w * STRIDE[2] - PADDING[2] + kw
+                seen = in_rows & (in_w >= 0) & (in_w < GRID[2])
+                place = (in_t * GRID[1] + in_h) * GRID[2] + in_w
+                x = tl.load(
+                    x_ptr + place[:, None] * stride_n + c[None, :], mask=seen[:, None] & in_head[None, :], other=0.0
+                ).to(tl.float32)
+                tap_ptr = weight_ptr + ((kt * KERNEL[1] + kh) * KERNEL[2] + kw) * C
+                added = ()
+                for p in tl.static_range(NUM_POOLINGS):
+                    weight = tl.load(tap_ptr + p * (num_taps * C) + c, mask=in_head, other=0.0)
+                    added = added + (tl.fma(x, weight.to(tl.float32)[None, :], sums[p]),)  # noqa: RUF005
+                sums = added
+    return sums
 
 
 @triton.jit
@@ -48,12 +104,11 @@ def _norm_backward_kernel(
 ):
     head, stream = tl.program_id(1), tl.program_id(2).to(tl.int64)
     num_heads, num_streams = tl.num_programs(1), tl.num_programs(2)
-    num_taps: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     t, h, w = tile_tokens(OUT_GRID, TILE_H, TILE_W)
     x_ptr += stream * stride_b + head * C
-    sums = convolve(
+    sums = _convolve(
         x_ptr, weight_ptr, stride_n, t, h, w,
-        NUM_POOLINGS, num_taps, GRID, OUT_GRID, KERNEL, STRIDE, PADDING, NUM_CLASS, C, BLOCK_C,
+        NUM_POOLINGS, GRID, OUT_GRID, KERNEL, STRIDE, PADDING, NUM_CLASS, C, BLOCK_C,
     )  # fmt: skip
     c = tl.arange(0, BLOCK_C)
     in_head = c < C
@@ -218,6 +273,11 @@ def _filter_grad_kernel(
     partial_ptr += (chunk * num_heads + head) * (NUM_POOLINGS * num_taps * C) + first_tap * C
     for i in tl.static_range(kernel_h * kernel_w):
         tl.store(partial_ptr + i * C + c, tl.sum(sums[i], axis=0), mask=in_head)
+
+
+def pack_filters(weights: Sequence[Tensor]) -> Tensor:
+    """(poolings, taps, c), channels last, of filters (c, 1, kt, kh, kw)."""
+    return torch.stack([weight.flatten(1).t() for weight in weights])
 
 
 def norm_backward(

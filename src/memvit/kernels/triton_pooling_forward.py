@@ -1,10 +1,10 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment, misc"
-"""Depthwise 3-D convolution and LayerNorm of tokens in one Triton kernel, and what its backward shares with it.
+"""Depthwise 3-D convolution and LayerNorm of tokens in one Triton kernel.
 
-There are two. In one, a program makes a tile of output tokens of one time, one head and one stream. It reads the tokens it
-needs where they lie in (B, N, C), once for all the poolings it computes, holds the convolutions in float32 registers,
-normalises them there and writes the result. One more tile per head and stream is the class token, which is normed alone.
-In the other one, a program slides along time: what it reads it adds to all the output times that it is part of.
+A program has some (token, head) pairs of one stream and slides along time: it reads each token it needs once, where it lies
+in (B, N, C), and adds it to all the output times that the token is part of. It holds the convolutions in float32 registers,
+normalises them there and writes the result. Class tokens have programs of their own, which norm them alone. One launch does
+up to `MAX_SHARED` poolings of one geometry, of the same or of other tokens.
 
 Grids, kernels and strides are compile-time constants (so that dividing by them costs a multiplication); loops run over
 constants alone, which Triton's interpreter needs too.
@@ -21,164 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from memvit.kernels.triton_pooling import MAX_SHARED, Geometry, Job, Size3
-
-
-class Tiling(NamedTuple):
-    """How a grid of tokens is cut: tiles of `height` x `width` tokens of one time, with all channels of one head."""
-
-    height: int
-    width: int
-    num_tiles: int
-    block_c: int
-    num_warps: int
-
-    @classmethod
-    def of(cls, grid: Size3, geometry: Geometry, *, num_sums: int) -> Tiling:
-        """Of a grid's tokens and the class token, where a program holds `num_sums` numbers for each channel of a token.
-
-        Tiles are wide and high because neighbours read the same tokens. A thread gets 16 channels: with 32 it spilled
-        registers.
-        """
-        block_c = triton.next_power_of_2(geometry.channels)
-        num_tokens = min(max((4096 if num_sums == 1 else 2048) // block_c, 1), 64)
-        width = min(triton.next_power_of_2(grid[2]), 8, num_tokens)
-        height = min(triton.next_power_of_2(grid[1]), num_tokens // width)
-        num_tiles = grid[0] * triton.cdiv(grid[1], height) * triton.cdiv(grid[2], width) + geometry.num_class
-        num_warps = min(max(height * width * block_c // 512, 1), 8)
-        return cls(height, width, num_tiles, block_c, num_warps)
-
-
-@triton.jit
-def tile_tokens(GRID: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
-    """This program's tokens of a grid: times, rows and columns, each (tokens,); past the grid's edge where the tile is."""
-    tiles_h: tl.constexpr = (GRID[1] + TILE_H - 1) // TILE_H
-    tiles_w: tl.constexpr = (GRID[2] + TILE_W - 1) // TILE_W
-    tile = tl.program_id(0)
-    token = tl.arange(0, TILE_H * TILE_W)
-    h = tile // tiles_w % tiles_h * TILE_H + token // TILE_W
-    w = tile % tiles_w * TILE_W + token % TILE_W
-    # Each token has the time, though all share it: the interpreter cannot join conditions on blocks and on scalars.
-    t = tile // (tiles_h * tiles_w) + token * 0
-    return t, h, w
-
-
-@triton.jit
-def place_tokens(t, h, w, GRID: tl.constexpr, NUM_CLASS: tl.constexpr):
-    """Each token's place in its stream and whether there is such a token. Past the last time comes the class token."""
-    is_class = (t == GRID[0]) & (h == 0) & (w == 0)
-    place = tl.where(is_class, 0, NUM_CLASS + (t * GRID[1] + h) * GRID[2] + w)
-    return place, is_class | ((t < GRID[0]) & (h < GRID[1]) & (w < GRID[2]))
-
-
-@triton.jit
-def convolve(
-    x_ptr,  # this stream's and head's first channel of the first token
-    weight_ptr,  # (poolings, WEIGHT_ROWS, C), of which the first are the taps
-    stride_n,
-    t,
-    h,
-    w,
-    NUM_POOLINGS: tl.constexpr,
-    WEIGHT_ROWS: tl.constexpr,
-    GRID: tl.constexpr,
-    OUT_GRID: tl.constexpr,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PADDING: tl.constexpr,
-    NUM_CLASS: tl.constexpr,
-    C: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """The convolutions at output tokens (t, h, w), each float32 (tokens, BLOCK_C), 0 past channel C."""
-    # Named, as static_range takes no member of a tuple in Triton 3.6.
-    kernel_h: tl.constexpr = KERNEL[1]
-    kernel_w: tl.constexpr = KERNEL[2]
-    c = tl.arange(0, BLOCK_C)
-    in_head = c < C
-    # The class token passes: every sum starts from it in its tile, and from 0 in all others.
-    if NUM_CLASS == 1:
-        is_class = (t == OUT_GRID[0]) & (h == 0) & (w == 0)
-        start = tl.load(x_ptr + c[None, :] + h[:, None] * 0, mask=is_class[:, None] & in_head[None, :], other=0.0)
-        start = start.to(tl.float32)
-    else:
-        start = tl.zeros((h.shape[0], BLOCK_C), tl.float32)
-    sums = (start,) * NUM_POOLINGS
-    x_ptr += NUM_CLASS * stride_n
-    for kt in range(KERNEL[0]):
-        in_t = t * STRIDE[0] - PADDING[0] + kt
-        in_time = (t < OUT_GRID[0]) & (in_t >= 0) & (in_t < GRID[0])
-        for kh in tl.static_range(kernel_h):
-            in_h = h * STRIDE[1] - PADDING[1] + kh
-            in_rows = in_time & (in_h >= 0) & (in_h < GRID[1])
-            for kw in tl.static_range(kernel_w):
-                in_w = w * STRIDE[2] - PADDING[2] + kw
-                seen = in_rows & (in_w >= 0) & (in_w < GRID[2])
-                place = (in_t * GRID[1] + in_h) * GRID[2] + in_w
-                x = tl.load(
-                    x_ptr + place[:, None] * stride_n + c[None, :], mask=seen[:, None] & in_head[None, :], other=0.0
-                ).to(tl.float32)
-                tap_ptr = weight_ptr + ((kt * KERNEL[1] + kh) * KERNEL[2] + kw) * C
-                added = ()
-                for p in tl.static_range(NUM_POOLINGS):
-                    weight = tl.load(tap_ptr + p * (WEIGHT_ROWS * C) + c, mask=in_head, other=0.0)
-                    added = added + (tl.fma(x, weight.to(tl.float32)[None, :], sums[p]),)  # noqa: RUF005
-                sums = added
-    return sums
-
-
-@triton.jit
-def standardize(y, eps, C: tl.constexpr):
-    """(y - mean) / std over the channels, which are 0 past C, and 1 / std (tokens,)."""
-    in_head = tl.arange(0, y.shape[1]) < C
-    centred = tl.where(in_head[None, :], y - (tl.sum(y, axis=1) / C)[:, None], 0.0)
-    rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / C + eps)
-    return centred * rstd[:, None], rstd
-
-
-@triton.jit
-def _pool_norm_kernel(
-    x_ptrs,  # of each pooling, the same
-    parameter_ptr,  # (poolings, taps + 2, C) of `Launch.pack`
-    out_ptrs,
-    strides_b,
-    STRIDE_N: tl.constexpr,
-    EPS: tl.constexpr,
-    NUM_ROWS: tl.constexpr,
-    FIRST_ROWS: tl.constexpr,
-    NUM_POOLINGS: tl.constexpr,
-    GRID: tl.constexpr,
-    OUT_GRID: tl.constexpr,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PADDING: tl.constexpr,
-    NUM_CLASS: tl.constexpr,
-    C: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-):
-    head, stream = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    dim = tl.num_programs(1) * C
-    num_taps: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
-    t, h, w = tile_tokens(OUT_GRID, TILE_H, TILE_W)
-    x_ptr = x_ptrs[0] + (stream * strides_b[0] + head * C)
-    sums = convolve(
-        x_ptr, parameter_ptr, STRIDE_N, t, h, w,
-        NUM_POOLINGS, num_taps + 2, GRID, OUT_GRID, KERNEL, STRIDE, PADDING, NUM_CLASS, C, BLOCK_C,
-    )  # fmt: skip
-    c = tl.arange(0, BLOCK_C)
-    in_head = c < C
-    place, exists = place_tokens(t, h, w, OUT_GRID, NUM_CLASS)
-    offset = place[:, None] * dim + head * C + c[None, :]
-    for p in tl.static_range(NUM_POOLINGS):
-        normed, _ = standardize(sums[p], EPS, C)
-        norm_ptr = parameter_ptr + (p * (num_taps + 2) + num_taps) * C + c
-        norm_weight = tl.load(norm_ptr, mask=in_head, other=0.0).to(tl.float32)
-        norm_bias = tl.load(norm_ptr + C, mask=in_head, other=0.0).to(tl.float32)
-        out = tl.fma(normed, norm_weight[None, :], norm_bias[None, :])
-        out_ptr = out_ptrs[p] + (stream * NUM_ROWS[p] + FIRST_ROWS[p]) * dim
-        tl.store(out_ptr + offset, out.to(out_ptr.dtype.element_ty), mask=exists[:, None] & in_head[None, :])
+from memvit.kernels.triton_pooling_geometry import MAX_SHARED, Geometry, Job
+from memvit.kernels.triton_tiles import standardize as standardize
 
 
 @triton.jit
@@ -270,8 +114,8 @@ def _norm_and_store(
 
 
 @triton.jit
-def _sliding_pool_norm_kernel(
-    x_ptrs,  # of each pooling
+def _pool_norm_kernel(
+    x_ptrs,  # of each pooling, all of one dtype
     parameter_ptr,  # (poolings, taps + 2, C) of `Launch.pack`
     out_ptrs,
     strides_b,
@@ -294,7 +138,7 @@ def _sliding_pool_norm_kernel(
     TIMES: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Heads share their filters: a row is one head of one token, and a program makes some rows at `TIMES` times."""
+    """Heads share their filters: a row is one head of one token. A program makes some rows of one pooling, at `TIMES` times."""
     stream = tl.program_id(2).to(tl.int64)
     x_ptr, stride_b, out_ptr = x_ptrs[0], strides_b[0], out_ptrs[0]
     out_row = stream * NUM_ROWS[0] + FIRST_ROWS[0]
@@ -355,27 +199,20 @@ def _sliding_pool_norm_kernel(
             _norm_and_store(ys, norm_weights, norm_biases, place_ptr, in_time, EPS, C, STARTS, BLOCKS, NUM_BLOCKS)
 
 
-def pack_filters(weights: Sequence[Tensor]) -> Tensor:
-    """(poolings, taps, c), channels last, of filters (c, 1, kt, kh, kw)."""
-    return torch.stack([weight.flatten(1).t() for weight in weights])
-
-
 class Sliding(NamedTuple):
-    """How `_sliding_pool_norm_kernel` cuts its work.
+    """How `_pool_norm_kernel` cuts its work.
 
     Attributes:
         times: output times of a program; what it reads serves all of them.
         rows: (token, head) pairs of a program, at each of these times.
         blocks: powers of two, which the channels of a head are cut into; fewer than a program has threads, as wider filters
             would be brought to the threads through shared memory.
-        max_registers: of a thread; None: as many as the compiler likes.
     """
 
     times: int
     rows: int
     blocks: tuple[int, ...]
     num_warps: int
-    max_registers: int | None = None
 
     @classmethod
     def of(cls, geometry: Geometry, num_heads: int, num_jobs: int) -> Sliding:
@@ -400,9 +237,6 @@ class Sliding(NamedTuple):
         return cls(min(times, max(96 // sums, 1)), rows, blocks, num_warps)
 
 
-SLIDES = True  # whether that kernel is used
-
-
 def split(channels: int) -> tuple[int, ...]:
     """Powers of two that hold so many: three alike, if they just do, as of 96 channels; otherwise one or two."""
     third = channels // 3
@@ -418,7 +252,7 @@ class _Prepared(NamedTuple):
     kernel: Any
     grid: tuple[int, int, int]
     constants: dict[str, Any]
-    options: dict[str, int]
+    num_warps: int
 
 
 class Launch:
@@ -426,7 +260,7 @@ class Launch:
 
     Args:
         jobs: what there is to do.
-        members: which of them this launch does; of the same tokens unless kernels slide.
+        members: which of them this launch does.
         num_rows: tokens of each result.
         first_rows: for each member, where in its result it begins.
     """
@@ -469,11 +303,12 @@ class Launch:
         xs = [xs[i] for i in self.sources]
         outs = [outs[i] for i in self.targets]
         x = xs[0]
-        stride_n = x.stride(1)
-        if len(xs) > 1:
-            xs = [other if other.stride(1) == stride_n else other.contiguous() for other in xs]
+        if any(other.stride(1) != x.stride(1) or other.dtype != x.dtype for other in xs[1:]):
+            # A launch takes one dtype and one stride.
+            xs = [x.float().contiguous() for x in xs]
+            x = xs[0]
         strides = tuple([x.stride(0) for x in xs])
-        key = x.shape[0], x.shape[2], stride_n, strides, x.device, x.dtype, packed.dtype, outs[0].dtype
+        key = x.shape[0], x.shape[2], x.stride(1), strides, x.device, x.dtype, packed.dtype, outs[0].dtype
         prepared = self._prepared.get(key)
         if prepared is None:
             prepared = self._prepared[key] = self._prepare(x, len(xs))
@@ -483,8 +318,8 @@ class Launch:
             compiled, constants = self._compiled[key]
             compiled[prepared.grid](*arguments, *constants)
             return
-        kernel, grid, constants, options = prepared
-        compiled = kernel[grid](*arguments, **constants, **options)
+        kernel, grid, constants, num_warps = prepared
+        compiled = kernel[grid](*arguments, **constants, num_warps=num_warps)
         if is_aligned and compiled is not None:  # there is none in the interpreter
             self._compiled[key] = compiled, [constants[name] for name in kernel.arg_names[len(arguments) :]]
 
@@ -492,11 +327,6 @@ class Launch:
         B, _, C = x.shape
         geometry, num_heads = self.geometry, C // self.geometry.channels
         constants = {"STRIDE_N": x.stride(1), **self.constants}
-        if not SLIDES:
-            tiling = Tiling.of(geometry.out_grid, geometry, num_sums=num_poolings)
-            constants |= {"BLOCK_C": tiling.block_c, "TILE_H": tiling.height, "TILE_W": tiling.width}
-            grid = tiling.num_tiles, num_heads, B
-            return _Prepared(_pool_norm_kernel, grid, constants, {"num_warps": tiling.num_warps})
         sliding = Sliding.of(geometry, num_heads, B * num_poolings)
         constants |= {
             "NUM_HEADS": num_heads,
@@ -509,10 +339,7 @@ class Launch:
         out_t, out_h, out_w = geometry.out_grid
         num_tiles = triton.cdiv(out_t, sliding.times) * triton.cdiv(out_h * out_w * num_heads, sliding.rows)
         num_tiles += geometry.num_class * triton.cdiv(num_heads, sliding.rows)
-        options = {"num_warps": sliding.num_warps}
-        if sliding.max_registers:
-            options["maxnreg"] = sliding.max_registers
-        return _Prepared(_sliding_pool_norm_kernel, (num_tiles, num_poolings, B), constants, options)
+        return _Prepared(_pool_norm_kernel, (num_tiles, num_poolings, B), constants, sliding.num_warps)
 
 
 @lru_cache(maxsize=256)
@@ -525,7 +352,7 @@ def plan(jobs: tuple[Job, ...]) -> tuple[list[int], list[Launch]]:
         num_rows[job.target] += job.geometry.num_out
     groups: dict[Hashable, list[list[int]]] = {}
     for i, job in enumerate(jobs):
-        alike = groups.setdefault(job._replace(source=0 if SLIDES else job.source, target=0), [])
+        alike = groups.setdefault(job._replace(source=0, target=0), [])
         if not alike or len(alike[-1]) == MAX_SHARED:
             alike.append([])
         alike[-1].append(i)

@@ -93,7 +93,7 @@ class StepEngine:
                 if self.compile and self.backend == "inductor" and self.device.type == "cpu":
                     _find_compiler()
                 for _ in range(NUM_WARM_UP_STEPS):
-                    _, memory = self._run(clips.to(self.model.norm.weight.dtype), memory)
+                    _, memory = self._run(clips.to(self._clip_dtype), memory)
             except Exception as error:
                 if _lacks_compiler(error):
                     raise ValueError(
@@ -142,20 +142,25 @@ class StepEngine:
                 return together
         return Memory.cat(memories)
 
+    @property
+    def _clip_dtype(self) -> torch.dtype:
+        """Of clips on their way to the model. On a GPU in that of autocast, which would convert them: half the bytes to copy."""
+        return self.dtype if self.dtype is not None and self.device.type == "cuda" else self.model.norm.weight.dtype
+
     def _stack(self, clips: Sequence[Tensor]) -> Tensor:
         """Clips as one batch; for a GPU in pinned memory, from where copies to it keep nobody waiting."""
         if self.device.type != "cuda" or clips[0].device.type != "cpu":
             return torch.stack(list(clips))
-        return torch.stack(
-            list(clips), out=torch.empty(len(clips), *clips[0].shape, dtype=clips[0].dtype, pin_memory=True)
-        )
+        batch = torch.empty(len(clips), *clips[0].shape, dtype=self._clip_dtype, pin_memory=True)
+        for own, clip in zip(batch, clips, strict=True):
+            own.copy_(clip)
+        return batch
 
     def to_device(self, clips: Tensor) -> Tensor:
         """Clips as the model takes them. Copies to a GPU start from pinned memory, so that nobody waits for them."""
-        weight = self.model.norm.weight
-        if weight.device.type == "cuda" and clips.device.type == "cpu" and not clips.is_pinned():
+        if self.device.type == "cuda" and clips.device.type == "cpu" and not clips.is_pinned():
             clips = clips.pin_memory()
-        return clips.to(weight.device, non_blocking=True).to(weight.dtype)
+        return clips.to(self.device, non_blocking=True).to(self._clip_dtype)
 
     def _run(self, clips: Tensor, memory: Memory) -> tuple[Logits, Memory]:
         if self.dtype is not None and memory.dtype != self.dtype:

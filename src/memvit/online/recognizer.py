@@ -48,9 +48,10 @@ class OnlineRecognizer:
         max_batch_size: clips per forward pass.
         max_gap_s: a live stream that was silent for longer starts its clip anew instead of repeating a frame; its memory
             stays. None: frames are repeated.
-        compile: with `torch.compile`, on a GPU with CUDA graphs. What compiles takes from seconds to minutes, at `warm_up` or
-            the first clip; nothing is compiled after it, however many streams come and go. Batches are filled up to 1, 2,
-            4, ..., `max_batch_size` clips, each of which is a graph: with one stream, `max_batch_size=1` saves the others.
+        compile: with `torch.compile`. What compiles takes from seconds to minutes, at `warm_up` or the first clip; nothing is
+            compiled after it, however many streams come and go. Batches are filled up to 1, 2, 4, ..., `max_batch_size` clips,
+            each of which is a graph: with one stream, `max_batch_size=1` saves the others. On a GPU the same holds for the
+            CUDA graphs that steps are recorded as, compiled or not, which takes a second.
         engine: what runs the model, in place of an own one made of `dtype`, `max_batch_size` and `compile`. Recognizers in
             several threads share a `SharedEngine`, and their clips go through the model together.
 

@@ -52,7 +52,7 @@ class RecordedStep:
     def __init__(self, step: Step, clips: Tensor, memory: Memory, record: Record = record_cuda_graph) -> None:
         self._step = step  # whose weights the graph reads
         self._clips = clips.clone()
-        self._packed = _Packed(memory)
+        self._packed = PackedMemory(memory)
         self._heads: tuple[Tensor, ...] = ()
         self._is_tuple = False
         self._after = memory
@@ -83,12 +83,19 @@ class RecordedStep:
             self._packed.copy_from(memory)
         self._replay()
         heads = tuple(head.clone() for head in self._heads)
-        self._latest = self._packed.copied(self._after)
+        self._latest = self._packed.copied(like=self._after)
         return heads if self._is_tuple else heads[0], self._latest
 
 
-class _Packed:
-    """A memory whose tensors are parts of one large tensor for each dtype."""
+class PackedMemory:
+    """A memory whose tensors are parts of one large tensor for each dtype.
+
+    Args:
+        memory: is copied.
+
+    Attributes:
+        memory: the memory.
+    """
 
     def __init__(self, memory: Memory) -> None:
         tensors = memory.tensors()
@@ -123,9 +130,9 @@ class _Packed:
         for own, tensor in others:
             own.copy_(tensor)
 
-    def copied(self, like: Memory) -> Memory:
-        """A memory with copies of what is here, and all else of another one."""
-        return like.with_tensors(self._cut([tensor.clone() for tensor in self._large]))
+    def copied(self, like: Memory | None = None) -> Memory:
+        """A memory with copies of what is here, and all else of another one, or of this one."""
+        return (like or self.memory).with_tensors(self._cut([tensor.clone() for tensor in self._large]))
 
 
 def _by_dtype(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:

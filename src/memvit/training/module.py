@@ -29,6 +29,7 @@ from memvit.training.keyframes import KeyframeDetections
 from memvit.training.loss_check import LossCheck
 from memvit.training.losses import items_of, labels_of, summed_loss
 from memvit.training.optimization import OptimizerOptions, build_optimizer, build_schedule, freeze
+from memvit.training.recorded import RecordedNetwork
 from memvit.training.views import clip_views
 from memvit.training.weights import WeightsReport, base_config, load_weights
 
@@ -66,6 +67,8 @@ class VideoClassifier(LightningModule):
             attention; blocks, or true: everything inside the blocks.
         compile: compiles the model with torch.compile: slow to start, then faster on a GPU. Training steps are compiled for
             their shapes alone, whatever sizes are validated with.
+        record: records forward and backward passes as CUDA graphs, for clips of one size, so that the GPU does not wait for its
+            host. Not with compile, activation_checkpointing or boxes; on a CPU nothing changes.
         predictions: CSV file that `memvit test` writes its predictions to.
         detections: CSV file that `memvit test` writes the scores of boxes to, in the form of AVA's evaluation; a table and
             a picture of the classes follow beside it.
@@ -84,6 +87,7 @@ class VideoClassifier(LightningModule):
         label_smoothing: float = 0.0,
         activation_checkpointing: bool | Recompute = False,
         compile: bool = False,
+        record: bool = False,
         predictions: str | None = None,
         detections: str | None = None,
         submission: str | None = None,
@@ -101,7 +105,10 @@ class VideoClassifier(LightningModule):
         # Attention among boxes exists for this task alone; whether it is the data's shows later.
         task = {"task": "boxes"} if (options or {}).get("box_depth") else {}
         self.base_config: MViTConfig = base_config(name).replace(**task, **(options or {}))
+        if record and (compile or parse_recompute(activation_checkpointing) != "none" or task):
+            raise ValueError("model.record goes without model.compile, model.activation_checkpointing and boxes")
         self.weights = weights
+        self.record = record
         self.optimizer_options = optimizer
         self.label_smoothing = label_smoothing
         self.activation_checkpointing = parse_recompute(activation_checkpointing)
@@ -175,6 +182,10 @@ class VideoClassifier(LightningModule):
                 )
         self.frozen = freeze(network, self.optimizer_options.freeze)
         network.activation_checkpointing = self.activation_checkpointing
+        if self.record:
+            if config.head.task == "boxes":
+                raise ValueError("model.record: boxes differ in number from clip to clip; leave it out")
+            self._train_network = RecordedNetwork(network)
         if self.compile_network:
             network.compile()
             # On its own, so that sizes seen in validation do not make its shapes symbolic; boxes differ in number anyway.

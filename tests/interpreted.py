@@ -1,0 +1,63 @@
+"""Kernels for GPUs where there is none: a process in which Triton interprets them, and what their tests compare by."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from memvit.kernels.triton_pooling import is_available
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+needs_triton = pytest.mark.skipif(not is_available(), reason="Triton is not installed: there are no kernels")
+
+
+@contextmanager
+def kernel_process(**environment: str) -> Iterator[ProcessPoolExecutor]:
+    """Where kernels run. Triton is interpreted in a whole process or not at all; in that of the tests it is not."""
+    if DEVICE == "cpu":
+        environment["TRITON_INTERPRET"] = "1"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
+        executor.submit(int).result()  # it has begun, with this environment
+    with executor:
+        yield executor
+
+
+@pytest.fixture(scope="module", name="process")
+def process_fixture() -> Iterator[ProcessPoolExecutor]:
+    """A `kernel_process` for all tests of a file."""
+    with kernel_process() as executor:
+        yield executor
+
+
+def exactly(t: Tensor) -> Tensor:
+    """The same numbers in float64, to start from."""
+    return t.detach().double().requires_grad_()
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    assert actual.shape == expected.shape
+    return ((actual.double() - expected).abs().max() / expected.abs().max()).item()
+
+
+def compile_one_graph(
+    function: Callable[..., Any], backend: str = "aot_eager"
+) -> tuple[Callable[..., Any], list[torch.fx.GraphModule]]:
+    """The function compiled, which may not break its graph, and the list that its graphs get into."""
+    graphs = []
+
+    def compile_graph(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+    return torch.compile(function, backend=compile_graph, fullgraph=True), graphs
