@@ -52,7 +52,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 def compile_one_graph(
     function: Callable[..., Any], backend: str = "aot_eager"
-) -> tuple[Callable[..., Any], list[torch.fx.GraphModule]]:
+) -> tuple[Any, list[torch.fx.GraphModule]]:
     """The function compiled, which may not break its graph, and the list that its graphs get into."""
     graphs = []
 

@@ -185,7 +185,7 @@ def compiled(case: Case) -> tuple[int, float, float, bool]:
         actual, expected = run(clips), function(clips)
         with torch.no_grad():
             inferred = run(clips)
-    saved: tuple[Tensor, ...] = actual.grad_fn.saved_tensors  # type: ignore[union-attr]
+    saved: tuple[Tensor, ...] = actual.grad_fn.saved_tensors
     keeps_rows = any(t.numel() > clips.numel() for t in saved)
     grads = [torch.autograd.grad(out.float().square().sum(), parameters(conv)) for out in (actual, expected)]
     error = max(relative_error(actual, expected), relative_error(inferred, expected))
