@@ -113,6 +113,18 @@ def test_weights_that_change_are_recorded_anew(recorder: Recorder) -> None:
     assert recorder.num_recorded == 2
 
 
+def test_of_many_sizes_the_latest_stay_recorded(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memvit.online.engine.MAX_RECORDED_STEPS", 2)
+    model = small_model()
+    ours, theirs = recognizer(model, recorder, max_batch_size=1), OnlineRecognizer(model)
+    for i, height in enumerate((32, 48, 32, 64, 32, 48)):  # 48 has to make room for 64
+        pushed = torch.randn(3, 4, height, 32, generator=torch.Generator().manual_seed(i))
+        stream = f"of {height}"
+        check_alike([ours.push_clip(pushed, stream)], [theirs.push_clip(pushed, stream)])
+    assert recorder.num_recorded == 4
+    assert len(ours.engine._recorded_steps) == 2
+
+
 def test_a_stream_goes_on_from_a_saved_state(recorder: Recorder) -> None:
     model = small_model()
     ours, theirs = recognizer(model, recorder, max_batch_size=1), OnlineRecognizer(model)

@@ -26,6 +26,7 @@ from memvit.models.memvit import MeMViT
 from memvit.online.recorded_step import Record, RecordedStep, Step, record_cuda_graph
 
 NUM_WARM_UP_STEPS = 2
+MAX_RECORDED_STEPS = 8  # of numbers of streams and sizes of clips
 NO_COMPILER_ERRORS = frozenset({"InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton"})
 
 _numbers = itertools.count()
@@ -116,10 +117,10 @@ class StepEngine:
         clip_size: Size3 = tuple(clips[0].shape[1:])  # type: ignore[assignment]
         num_clips = batch_size = len(clips)
         if self._has_fixed_sizes:
-            made = self._recorded_steps if self.record is not None else self._compiled_steps
+            made = self._compiled_steps if self.compile else self._recorded_steps
             if (batch_size, clip_size) not in made:
                 batch_size = next(size for size in self.batch_sizes if size >= num_clips)
-            if (batch_size, clip_size) not in made:
+            if self.compile and (batch_size, clip_size) not in made:
                 self.warm_up(clip_size)
         num_missing = batch_size - num_clips
         batch = self._stack([*clips, *[torch.zeros_like(clips[0])] * num_missing])
@@ -168,7 +169,9 @@ class StepEngine:
         if self.record is None:
             return self._step(clips, memory)
         key = _key(clips)
-        recorded = self._recorded_steps.get(key)
+        recorded = self._recorded_steps.pop(key, None)
+        if recorded is not None:
+            self._recorded_steps[key] = recorded  # the latest comes last
         if recorded is not None and recorded.takes(memory):
             result = recorded(clips, memory)
             if self._weights_stamp() == self._stamp:  # looked at while the GPU works
@@ -178,6 +181,8 @@ class StepEngine:
             self._recorded_steps.clear()
             self._stamp = stamp
         if stamp is not None and key not in self._recorded_steps:
+            if len(self._recorded_steps) == MAX_RECORDED_STEPS:
+                del self._recorded_steps[next(iter(self._recorded_steps))]  # each has memory of its own on the GPU
             empty = self.model.new_memory(clips.shape[0], *key[1])
             empty = empty if self.dtype is None else empty.to(self.dtype)
             try:
