@@ -184,7 +184,7 @@ def test_the_operators_keep_the_rules_of_pytorch(process: ProcessPoolExecutor) -
 def test_kernels_compile_for_gpus_that_are_not_here_and_keep_to_registers(
     grid: tuple[int, int, int], heads: int
 ) -> None:
-    from memvit.kernels import triton_folding_kernels
+    from memvit.kernels import triton_folding_backward, triton_folding_forward
 
     folding = Folding(grid, 1, 96, (4, 8, 4, 7, 4, 7), has_mask=True)
     num_past, num_keys = 2 * (1 + 4 * 4 * 4), 1 + 8 * 7 * 7  # of two past clips, and of this one
@@ -197,12 +197,12 @@ def test_kernels_compile_for_gpus_that_are_not_here_and_keep_to_registers(
     num_keys += num_past
     columns, mask = torch.empty(3, num_keys, dtype=torch.int32), torch.ones(2, num_keys, dtype=torch.bool)
     tables = torch.empty(sum(n * folding.num_entries(axis) for axis, n in enumerate(grid)), 96, dtype=torch.bfloat16)
-    with compiling(triton_folding_kernels) as compiled:
-        triton_folding_kernels.launch_fold_queries(q, tables, folded_q, folding)
-        triton_folding_kernels.launch_query_grad(folded_q, tables, q, folding)
-        triton_folding_kernels.launch_table_grad(folded_q, q, tables, folding)
+    with compiling(triton_folding_forward, triton_folding_backward) as compiled:
+        triton_folding_forward.launch_fold_queries(q, tables, folded_q, folding)
+        triton_folding_backward.launch_query_grad(folded_q, tables, q, folding)
+        triton_folding_backward.launch_table_grad(folded_q, q, tables, folding)
         folded_k, narrow_v = tokens(num_keys, folding.width), tokens(num_keys, 96)
-        triton_folding_kernels.launch_fold_keys(
+        triton_folding_forward.launch_fold_keys(
             k, v, past_k, past_v, columns, mask, folded_k, narrow_v, folding.used - 96 - 1
         )
     assert len(compiled) == 6  # three for the tables, by axis

@@ -204,7 +204,7 @@ _library.define(
 
 
 def _run_fold_queries(q: Tensor, tables: Tensor, *numbers: Any) -> Tensor:
-    from memvit.kernels.triton_folding_kernels import launch_fold_queries
+    from memvit.kernels.triton_folding_forward import launch_fold_queries
 
     folding = _folding(*numbers)
     out = _laid_out(q, q.shape[2], folding.width)
@@ -214,7 +214,7 @@ def _run_fold_queries(q: Tensor, tables: Tensor, *numbers: Any) -> Tensor:
 
 
 def _run_fold_queries_backward(grad: Tensor, q: Tensor, tables: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
-    from memvit.kernels.triton_folding_kernels import launch_query_grad, launch_table_grad
+    from memvit.kernels.triton_folding_backward import launch_query_grad, launch_table_grad
 
     folding = _folding(*numbers)
     q_grad = _laid_out(q, q.shape[2], folding.head_dim)
@@ -236,7 +236,7 @@ def _run_fold_keys(
     mask_column: int,
     v_width: int,
 ) -> tuple[Tensor, Tensor]:
-    from memvit.kernels.triton_folding_kernels import launch_fold_keys
+    from memvit.kernels.triton_folding_forward import launch_fold_keys
 
     num_keys = k.shape[2] + (0 if past_k is None else past_k.shape[2])
     out_k, out_v = _laid_out(k, num_keys, width), _laid_out(k, num_keys, v_width)

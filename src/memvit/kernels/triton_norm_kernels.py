@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from memvit.kernels.triton_pooling_forward import standardize
+from memvit.kernels.triton_tiles import standardize
 
 # How many programs share the sums over all rows. A constant, so that the order of the sums is the same on every GPU;
 # four for each of the largest ones' processors.

@@ -22,7 +22,6 @@ import triton.language as tl
 from torch import Tensor
 
 from memvit.kernels.triton_pooling_geometry import MAX_SHARED, Geometry, Job
-from memvit.kernels.triton_tiles import standardize as standardize
 
 
 @triton.jit
