@@ -6,12 +6,14 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from memvit.kernels import max_pooling, patches, triton_folding, triton_norm, triton_pooling
 from memvit.kernels.triton_pooling import is_available
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,6 +39,35 @@ def process_fixture() -> Iterator[ProcessPoolExecutor]:
     """A `kernel_process` for all tests of a file."""
     with kernel_process() as executor:
         yield executor
+
+
+@contextmanager
+def models_take_them() -> Iterator[None]:
+    """In such a process: models on CPUs run the kernels that they would run on a GPU."""
+    fold_on_cpus()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_pooling, "can_pool", lambda x, poolings: True)
+        patch.setattr(triton_folding, "can_fold", lambda q, folding: True)
+        patch.setattr(triton_folding, "folds_on", lambda device: True)
+        patch.setattr(patches, "_is_on_gpu", lambda clips: True)
+        patch.setattr(max_pooling, "_is_on_gpu", lambda x: True)
+
+        def can_norm(x: Tensor, added: Tensor | None, norm: nn.Module) -> bool:
+            return type(norm) is nn.LayerNorm and not torch.compiler.is_compiling()
+
+        patch.setattr(triton_norm, "can_norm", can_norm)
+        yield
+
+
+@cache
+def fold_on_cpus() -> torch.library.Library | None:
+    """Registers the operators of folding for CPUs too; those of the other kernels are."""
+    if DEVICE == "cuda":
+        return None
+    library = torch.library.Library("memvit", "FRAGMENT")
+    for name in ("fold_queries", "fold_queries_backward", "fold_keys"):
+        library.impl(name, getattr(triton_folding, f"_run_{name}"), "CPU")
+    return library
 
 
 def exactly(t: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -14,7 +13,7 @@ import torch
 from compiling import compiling, ignores_defaults
 from torch import Tensor
 
-from interpreted import DEVICE, kernel_process, needs_triton
+from interpreted import DEVICE, fold_on_cpus, needs_triton, process_fixture  # noqa: F401
 from memvit.kernels import triton_folding
 from memvit.kernels.attention import FoldedPositions, RelativePositions, attention
 from memvit.kernels.backend import reference_kernels
@@ -39,23 +38,13 @@ class Case(NamedTuple):
 # What the other process runs
 
 
-def use_kernels_on_cpus() -> None:
-    """So that Triton's interpreter runs them there."""
-    if DEVICE == "cuda":
-        return
-    library = torch.library.Library("memvit", "FRAGMENT")
-    for name in ("fold_queries", "fold_queries_backward", "fold_keys"):
-        library.impl(name, getattr(triton_folding, f"_run_{name}"), "CPU")
-    use_kernels_on_cpus.library = library  # type: ignore[attr-defined]
-    torch.cuda.device_of = lambda _: nullcontext()  # type: ignore[assignment,misc]
-    triton_folding.can_fold = lambda q, folding: True
-
-
 def errors(case: Case, wants_gradients: bool = True) -> tuple[float, float]:
     """The largest relative error of the result and of all gradients, against the definition on the same numbers."""
     torch.manual_seed(0)
+    fold_on_cpus()
     module = sys.modules["memvit.kernels.attention"]
     module._takes_narrow_values = lambda _: case.narrow_values  # type: ignore[attr-defined]
+    triton_folding.can_fold = lambda q, folding: True
     B, heads, num_class = 2, 2, case.num_class
     keys = [KeyGrid((2, 2, 3))]
     if case.has_past:
@@ -114,6 +103,7 @@ def folded(positions: RelativePositions, case: Case) -> RelativePositions:
 
 
 def opcheck() -> list[dict[str, str]]:
+    fold_on_cpus()
     folding = Folding((1, 2, 2), 1, 8, (0, 2, 0, 1, 0, 2), has_mask=True)
     q = torch.randn(1, 5, 2, 8, device=DEVICE).transpose(1, 2).requires_grad_()
     tables = torch.randn(1 * 2 + 2 * 1 + 2 * 2, 8, device=DEVICE).requires_grad_()
@@ -127,14 +117,6 @@ def opcheck() -> list[dict[str, str]]:
             torch.ops.memvit.fold_keys.default, (k, v, k[:, :, :0], v[:, :, :0], columns, mask, 16, 11, folding.width)
         ),
     ]
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[ProcessPoolExecutor]:
-    """Where kernels run."""
-    with kernel_process() as executor:
-        executor.submit(use_kernels_on_cpus).result()
-        yield executor
 
 
 CASES = {
