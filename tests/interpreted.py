@@ -6,7 +6,6 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import pytest
@@ -44,7 +43,6 @@ def process_fixture() -> Iterator[ProcessPoolExecutor]:
 @contextmanager
 def models_take_them() -> Iterator[None]:
     """In such a process: models on CPUs run the kernels that they would run on a GPU."""
-    fold_on_cpus()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_pooling, "can_pool", lambda x, poolings: True)
         patch.setattr(triton_folding, "can_fold", lambda q, folding: True)
@@ -57,17 +55,6 @@ def models_take_them() -> Iterator[None]:
 
         patch.setattr(triton_norm, "can_norm", can_norm)
         yield
-
-
-@cache
-def fold_on_cpus() -> torch.library.Library | None:
-    """Registers the operators of folding for CPUs too; those of the other kernels are."""
-    if DEVICE == "cuda":
-        return None
-    library = torch.library.Library("memvit", "FRAGMENT")
-    for name in ("fold_queries", "fold_queries_backward", "fold_keys"):
-        library.impl(name, getattr(triton_folding, f"_run_{name}"), "CPU")
-    return library
 
 
 def exactly(t: Tensor) -> Tensor:

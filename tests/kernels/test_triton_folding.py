@@ -13,7 +13,7 @@ import torch
 from compiling import compiling, ignores_defaults
 from torch import Tensor
 
-from interpreted import DEVICE, fold_on_cpus, needs_triton, process_fixture  # noqa: F401
+from interpreted import DEVICE, needs_triton, process_fixture  # noqa: F401
 from memvit.kernels import triton_folding
 from memvit.kernels.attention import FoldedPositions, RelativePositions, attention
 from memvit.kernels.backend import reference_kernels
@@ -41,7 +41,6 @@ class Case(NamedTuple):
 def errors(case: Case, wants_gradients: bool = True) -> tuple[float, float]:
     """The largest relative error of the result and of all gradients, against the definition on the same numbers."""
     torch.manual_seed(0)
-    fold_on_cpus()
     module = sys.modules["memvit.kernels.attention"]
     module._takes_narrow_values = lambda _: case.narrow_values  # type: ignore[attr-defined]
     triton_folding.can_fold = lambda q, folding: True
@@ -103,7 +102,6 @@ def folded(positions: RelativePositions, case: Case) -> RelativePositions:
 
 
 def opcheck() -> list[dict[str, str]]:
-    fold_on_cpus()
     folding = Folding((1, 2, 2), 1, 8, (0, 2, 0, 1, 0, 2), has_mask=True)
     q = torch.randn(1, 5, 2, 8, device=DEVICE).transpose(1, 2).requires_grad_()
     tables = torch.randn(1 * 2 + 2 * 1 + 2 * 2, 8, device=DEVICE).requires_grad_()

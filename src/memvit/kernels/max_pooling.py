@@ -15,7 +15,7 @@ from torch import Tensor
 
 from memvit.kernels import cpu
 from memvit.kernels.backend import use_reference
-from memvit.kernels.ops import register
+from memvit.kernels.ops import ON_GPUS, register
 from memvit.kernels.triton_pooling import DTYPES, is_available
 
 Size3 = tuple[int, int, int]
@@ -112,7 +112,7 @@ def _fake_on_gpu(
 
 _gpu_max_pool = register(
     "gpu_max_pool(Tensor x, int[] grid, int[] kernel, int[] stride, int[] padding, int[] out_grid, int num_class) -> Tensor",
-    _run_on_gpu,  # on a CPU it is for Triton's interpreter
+    _run_on_gpu,
     _fake_on_gpu,
+    ON_GPUS,
 )
-torch.library.impl("memvit::gpu_max_pool", "cuda", _run_on_gpu)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,19 +10,26 @@ import torch
 _library = torch.library.Library("memvit", "FRAGMENT")
 
 
-def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes an operator `memvit::NAME` for tensors on CPUs.
+ON_GPUS = ("CUDA", "CPU")  # there for Triton's interpreter
+
+
+def register(
+    schema: str, run: Callable[..., Any], fake: Callable[..., Any], keys: Sequence[str] = ("CPU",)
+) -> Callable[..., Any]:
+    """Makes an operator `memvit::NAME`.
 
     Args:
         schema: its signature in PyTorch's notation, "name(Tensor x) -> Tensor".
         run: what it computes.
         fake: shapes and dtypes of its results, for tracing.
+        keys: PyTorch's dispatch keys of what it is for: tensors on CPUs, `ON_GPUS`, or no tensors at all.
 
     Returns:
         The operator, to be called.
     """
     name = schema[: schema.index("(")]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, run, "CPU")
+    for key in keys:
+        _library.impl(name, run, key)
     torch.library.register_fake(f"memvit::{name}", fake, lib=_library)
     return getattr(torch.ops.memvit, name).default

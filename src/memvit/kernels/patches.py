@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from memvit.kernels.backend import compute_dtype, use_reference
 from memvit.kernels.frozen import frozen
-from memvit.kernels.ops import register
+from memvit.kernels.ops import ON_GPUS, register
 from memvit.kernels.triton_pooling import DTYPES, is_available
 
 Size3 = tuple[int, int, int]
@@ -142,17 +142,17 @@ def _fake_filters_grad(grad: Tensor, clips: Tensor, kernel: list[int], stride: l
     return grad.new_empty(grad.shape[2], row_length(clips.shape[1], kernel))
 
 
-# (B, channels, frames, height, width) -> (B, N, row length). On CPUs these operators are for Triton's interpreter.
+# (B, channels, frames, height, width) -> (B, N, row length)
 _gather = register(
     "gather_patches(Tensor clips, int[] kernel, int[] stride, int[] padding, ScalarType dtype) -> Tensor",
     _run_gather,
     _fake_gather,
+    ON_GPUS,
 )
-torch.library.impl("memvit::gather_patches", "cuda", _run_gather)
 # The gradient of tokens (B, N, C) -> that of filters (C, row length)
 _filters_grad = register(
     "patch_filters_grad(Tensor grad, Tensor clips, int[] kernel, int[] stride, int[] padding) -> Tensor",
     _run_filters_grad,
     _fake_filters_grad,
+    ON_GPUS,
 )
-torch.library.impl("memvit::patch_filters_grad", "cuda", _run_filters_grad)

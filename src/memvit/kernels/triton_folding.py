@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from memvit.kernels.ops import ON_GPUS, register
 from memvit.kernels.triton_pooling import DTYPES, is_available
 
 Size3 = tuple[int, int, int]
@@ -189,20 +190,6 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-_library = torch.library.Library("memvit", "FRAGMENT")
-_TAGS = (torch.Tag.pt2_compliant_tag,)
-_FOLDING = "int[] grid, int num_class, int head_dim, int[] sizes, bool has_mask"
-_library.define(f"fold_queries(Tensor q, Tensor tables, {_FOLDING}) -> Tensor", tags=_TAGS)
-_library.define(
-    f"fold_queries_backward(Tensor grad, Tensor q, Tensor tables, {_FOLDING}) -> (Tensor, Tensor)", tags=_TAGS
-)
-_library.define(
-    "fold_keys(Tensor k, Tensor v, Tensor? past_k, Tensor? past_v, Tensor columns, Tensor? key_mask, int width, "
-    "int mask_column, int v_width) -> (Tensor, Tensor)",
-    tags=_TAGS,
-)
-
-
 def _run_fold_queries(q: Tensor, tables: Tensor, *numbers: Any) -> Tensor:
     from memvit.kernels.triton_folding_forward import launch_fold_queries
 
@@ -238,8 +225,7 @@ def _run_fold_keys(
 ) -> tuple[Tensor, Tensor]:
     from memvit.kernels.triton_folding_forward import launch_fold_keys
 
-    num_keys = k.shape[2] + (0 if past_k is None else past_k.shape[2])
-    out_k, out_v = _laid_out(k, num_keys, width), _laid_out(k, num_keys, v_width)
+    out_k, out_v = _fake_fold_keys(k, v, past_k, past_v, columns, key_mask, width, mask_column, v_width)
     k, v = _rows(k), _rows(v)
     past = (k, v) if past_k is None or past_v is None else (_rows(past_k).to(k.dtype), _rows(past_v).to(k.dtype))
     with torch.cuda.device_of(k):
@@ -247,26 +233,15 @@ def _run_fold_keys(
     return out_k, out_v
 
 
-for _name, _run in (
-    ("fold_queries", _run_fold_queries),
-    ("fold_queries_backward", _run_fold_queries_backward),
-    ("fold_keys", _run_fold_keys),
-):
-    _library.impl(_name, _run, "CUDA")
-
-
-@torch.library.register_fake("memvit::fold_queries", lib=_library)
-def _(q: Tensor, tables: Tensor, *numbers: Any) -> Tensor:
+def _fake_fold_queries(q: Tensor, tables: Tensor, *numbers: Any) -> Tensor:
     return _laid_out(q, q.shape[2], _folding(*numbers).width)
 
 
-@torch.library.register_fake("memvit::fold_queries_backward", lib=_library)
-def _(grad: Tensor, q: Tensor, tables: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
+def _fake_fold_queries_backward(grad: Tensor, q: Tensor, tables: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
     return _laid_out(q, q.shape[2], q.shape[3]), torch.empty_like(tables, dtype=torch.float32)
 
 
-@torch.library.register_fake("memvit::fold_keys", lib=_library)
-def _(
+def _fake_fold_keys(
     k: Tensor,
     v: Tensor,
     past_k: Tensor | None,
@@ -281,6 +256,25 @@ def _(
     return _laid_out(k, num_keys, width), _laid_out(k, num_keys, v_width)
 
 
+_NUMBERS = "int[] grid, int num_class, int head_dim, int[] sizes, bool has_mask"  # of a `Folding`
+_fold_queries = register(
+    f"fold_queries(Tensor q, Tensor tables, {_NUMBERS}) -> Tensor", _run_fold_queries, _fake_fold_queries, ON_GPUS
+)
+_fold_queries_backward = register(
+    f"fold_queries_backward(Tensor grad, Tensor q, Tensor tables, {_NUMBERS}) -> (Tensor, Tensor)",
+    _run_fold_queries_backward,
+    _fake_fold_queries_backward,
+    ON_GPUS,
+)
+_fold_keys = register(
+    "fold_keys(Tensor k, Tensor v, Tensor? past_k, Tensor? past_v, Tensor columns, Tensor? key_mask, int width, "
+    "int mask_column, int v_width) -> (Tensor, Tensor)",
+    _run_fold_keys,
+    _fake_fold_keys,
+    ON_GPUS,
+)
+
+
 def _keep_for_queries(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     q, tables, *ctx.numbers = inputs
     ctx.save_for_backward(q, tables)
@@ -288,7 +282,7 @@ def _keep_for_queries(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
 
 def _queries_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     q, tables = ctx.saved_tensors
-    q_grad, table_grad = torch.ops.memvit.fold_queries_backward(grad, q, tables, *ctx.numbers)
+    q_grad, table_grad = _fold_queries_backward(grad, q, tables, *ctx.numbers)
     return q_grad, table_grad.to(tables.dtype), *(None,) * len(ctx.numbers)
 
 
@@ -307,9 +301,5 @@ def _keys_backward(ctx: Any, k_grad: Tensor, v_grad: Tensor) -> tuple[Any, ...]:
     return *present, *past, *(None,) * 5
 
 
-torch.library.register_autograd(
-    "memvit::fold_queries", _queries_backward, setup_context=_keep_for_queries, lib=_library
-)
-torch.library.register_autograd("memvit::fold_keys", _keys_backward, setup_context=_keep_for_keys, lib=_library)
-
-_fold_queries, _fold_keys = torch.ops.memvit.fold_queries.default, torch.ops.memvit.fold_keys.default
+torch.library.register_autograd("memvit::fold_queries", _queries_backward, setup_context=_keep_for_queries)
+torch.library.register_autograd("memvit::fold_keys", _keys_backward, setup_context=_keep_for_keys)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from memvit.kernels.backend import compute_dtype
-from memvit.kernels.ops import register
+from memvit.kernels.ops import ON_GPUS, register
 from memvit.kernels.triton_pooling import DTYPES
 from memvit.kernels.triton_pooling import is_available as is_available
 
@@ -136,16 +136,16 @@ _norm = register(
     "gpu_layer_norm(Tensor x, Tensor? added, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> (Tensor, Tensor)",
     _run,
     _fake,
+    ON_GPUS,
 )
-torch.library.impl("memvit::gpu_layer_norm", "cuda", _run)
 
 _norm_backward = register(
     "gpu_layer_norm_backward(Tensor total, Tensor weight, float eps, Tensor out_grad, Tensor? total_grad, "
     "ScalarType? x_dtype, ScalarType? added_dtype, bool needs_parameter_grads) -> (Tensor, Tensor, Tensor)",
     _run_backward,
     _fake_backward,
+    ON_GPUS,
 )
-torch.library.impl("memvit::gpu_layer_norm_backward", "cuda", _run_backward)
 
 
 @cache

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from memvit.kernels.frozen import frozen
-from memvit.kernels.ops import register
+from memvit.kernels.ops import ON_GPUS, register
 from memvit.kernels.triton_pooling_geometry import MAX_SHARED, Geometry, Job, Size3, pooling_geometry
 
 if TYPE_CHECKING:
@@ -174,10 +174,10 @@ def _fake(
 _triton_pool_norm = register(
     "triton_pool_norm(Tensor[] xs, Tensor[] parameters, int[] layout, float[] eps, int num_class, ScalarType dtype) "
     "-> Tensor[]",
-    _run,  # on a CPU it is for Triton's interpreter
+    _run,
     _fake,
+    ON_GPUS,
 )
-torch.library.impl("memvit::triton_pool_norm", "cuda", _run)
 
 
 class _Group(NamedTuple):
