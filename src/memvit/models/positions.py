@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch._guards import detect_fake_mode
 
 from memvit.kernels import triton_folding
 from memvit.kernels.attention import AxisTable, FoldedPositions, RelativePositions, pack_tables
+from memvit.kernels.ops import register
 from memvit.kernels.triton_folding import Folding, key_columns
 from memvit.models.config import Size3
 
@@ -116,6 +117,24 @@ class KeyGrid(NamedTuple):
     stride_t: int = 1
 
 
+class _Geometry(NamedTuple):
+    """All that tells which numbers of the tables go where, and nothing of their values.
+
+    Attributes:
+        q_grid, keys, num_class: as for `relative_positions`.
+        axes: those that have positions.
+        lengths: rows of each table, by axis, then by part.
+        device: of the tables.
+    """
+
+    q_grid: Size3
+    keys: tuple[KeyGrid, ...]
+    axes: tuple[int, ...]
+    lengths: tuple[int, ...]
+    num_class: int
+    device: torch.device
+
+
 def relative_positions(
     q_grid: Size3, keys: Sequence[KeyGrid], tables: Sequence[PositionTables], num_class: int, dtype: torch.dtype
 ) -> RelativePositions:
@@ -139,26 +158,26 @@ def relative_positions(
             resized.append(resize_table(table, length))
             lengths.append(length)
     sizes = _sizes(keys, axes)
-    key = q_grid, tuple(keys), tuple(axes), tuple(lengths), num_class, device
+    geometry = _Geometry(q_grid, tuple(keys), tuple(axes), tuple(lengths), num_class, device)
     joined = torch.cat(resized)
     if device.type == "cuda" and torch.is_grad_enabled():
         # A matrix product, because the gradient of an index takes a dozen launches.
         with torch.autocast("cuda", enabled=False):
-            flat = _layout("selection", *key).to(joined.dtype) @ joined
+            flat = _layout("selection", geometry).to(joined.dtype) @ joined
     else:
-        flat = joined[_layout("index", *key)]
+        flat = joined[_layout("index", geometry)]
     packs = not torch.is_grad_enabled() and device.type == "cpu"  # then the kernel for CPUs may run
     by_axis, start = [], 0
     for axis in axes:
         own = sizes[2 * axis], sizes[2 * axis + 1]
         stop = start + q_grid[axis] * sum(own)
         table = flat[start:stop].unflatten(0, (q_grid[axis], sum(own)))
-        entry, row = (_layout(f"{name} {axis}", *key) for name in ("entry", "row"))
+        entry, row = (_layout(f"{name} {axis}", geometry) for name in ("entry", "row"))
         by_axis.append(AxisTable(axis, table, entry, row, pack_tables(table) if packs else None, own))
         start = stop
     folded = None
     if triton_folding.folds_on(device):
-        folded = FoldedPositions(flat.to(dtype), _layout("columns", *key), sizes)
+        folded = FoldedPositions(flat.to(dtype), _layout("columns", geometry), sizes)
     return RelativePositions(q_grid, num_class, tuple(by_axis), folded)
 
 
@@ -171,55 +190,30 @@ def _sizes(keys: Sequence[KeyGrid], axes: Sequence[int]) -> tuple[int, int, int,
     return *t, *h, *w
 
 
-def _layout(
-    name: str,
-    q_grid: Size3,
-    keys: tuple[KeyGrid, ...],
-    axes: tuple[int, ...],
-    lengths: tuple[int, ...],
-    num_class: int,
-    device: torch.device,
-) -> Tensor:
+def _layout(name: str, geometry: _Geometry) -> Tensor:
     """One tensor of `_make_layout`, which has nothing to do with parameters and is worked out once.
 
     Where PyTorch traces, an operator gives it: traced itself it would be worked out at every step.
     """
     if torch.compiler.is_compiling() or detect_fake_mode() is not None:
+        q_grid, keys, *rest = geometry
         numbers = [n for part in keys for n in (*part.grid, part.num_clips, part.stride_t)]
-        return torch.ops.memvit.position_layout.default(name, q_grid, numbers, axes, lengths, num_class, device)
-    return _kept_layout(name, q_grid, keys, axes, lengths, num_class, device)
+        return _position_layout(name, q_grid, numbers, *rest)
+    return _kept_layout(name, geometry)
 
 
-def _kept_layout(
-    name: str,
-    q_grid: Size3,
-    keys: tuple[KeyGrid, ...],
-    axes: tuple[int, ...],
-    lengths: tuple[int, ...],
-    num_class: int,
-    device: torch.device,
-) -> Tensor:
-    found = _make_layout(q_grid, keys, axes, lengths, num_class, device)
+def _kept_layout(name: str, geometry: _Geometry) -> Tensor:
+    found = _make_layout(geometry)
     if name == "selection" and name not in found:
         with torch.inference_mode(mode=False):
-            rows = torch.arange(sum(lengths), device=device)
+            rows = torch.arange(sum(geometry.lengths), device=geometry.device)
             found[name] = (found["index"][:, None] == rows).float()
     return found[name]
 
 
 @functools.lru_cache(maxsize=256)
-def _make_layout(
-    q_grid: Size3,
-    keys: tuple[KeyGrid, ...],
-    axes: tuple[int, ...],
-    lengths: tuple[int, ...],
-    num_class: int,
-    device: torch.device,
-) -> dict[str, Tensor]:
+def _make_layout(geometry: _Geometry) -> dict[str, Tensor]:
     """Where every number of the tables by place comes from, and which of them each key takes.
-
-    Args:
-        lengths: rows of each table, by axis, then by part.
 
     Returns:
         index: (rows,), for each place of the queries along time and each entry, then along height, then width, the row among
@@ -227,6 +221,7 @@ def _make_layout(
             it is first wanted. columns: of `triton_folding.key_columns`. For every axis, "entry AXIS" and "row AXIS" of
             `AxisTable`.
     """
+    q_grid, keys, axes, lengths, num_class, device = geometry
     found, indices, first = {}, [], 0
     with torch.inference_mode(mode=False):  # what is kept here serves training as well
         for number, axis in enumerate(axes):
@@ -248,31 +243,16 @@ def _make_layout(
     return found
 
 
-def _run_layout(
-    name: str,
-    q_grid: Sequence[int],
-    keys: Sequence[int],
-    axes: Sequence[int],
-    lengths: Sequence[int],
-    num_class: int,
-    device: torch.device,
-) -> Tensor:
-    kept = _kept_layout(name, _size3(q_grid), _key_grids(keys), tuple(axes), tuple(lengths), num_class, device)
-    return kept.clone()  # what an operator returns is not its own any more
+def _run_layout(name: str, q_grid: Sequence[int], keys: Sequence[int], *rest: Any) -> Tensor:
+    return _kept_layout(
+        name, _geometry(q_grid, keys, *rest)
+    ).clone()  # what an operator returns is not its own any more
 
 
-def _fake_layout(
-    name: str,
-    q_grid: Sequence[int],
-    keys: Sequence[int],
-    axes: Sequence[int],
-    lengths: Sequence[int],
-    num_class: int,
-    device: torch.device,
-) -> Tensor:
-    parts = _key_grids(keys)
-    sizes = _sizes(parts, axes)
-    num_keys = sum(part.num_clips * (num_class + math.prod(part.grid)) for part in parts)
+def _fake_layout(name: str, *arguments: Any) -> Tensor:
+    q_grid, keys, axes, lengths, num_class, device = _geometry(*arguments)
+    sizes = _sizes(keys, axes)
+    num_keys = sum(part.num_clips * (num_class + math.prod(part.grid)) for part in keys)
     num_rows = sum(q_grid[axis] * (sizes[2 * axis] + sizes[2 * axis + 1]) for axis in axes)
     if name == "selection":
         return torch.empty(num_rows, sum(lengths), device=device)
@@ -282,8 +262,18 @@ def _fake_layout(
     return torch.empty(size, dtype=torch.int32, device=device)
 
 
-def _key_grids(numbers: Sequence[int]) -> tuple[KeyGrid, ...]:
-    return tuple(KeyGrid(_size3(numbers[i : i + 3]), numbers[i + 3], numbers[i + 4]) for i in range(0, len(numbers), 5))
+def _geometry(
+    q_grid: Sequence[int],
+    keys: Sequence[int],
+    axes: Sequence[int],
+    lengths: Sequence[int],
+    num_class: int,
+    device: torch.device,
+) -> _Geometry:
+    """From an operator's arguments: of each part of the keys five numbers."""
+    parts = (keys[i : i + 5] for i in range(0, len(keys), 5))
+    grids = tuple(KeyGrid(_size3(part[:3]), *part[3:]) for part in parts)
+    return _Geometry(_size3(q_grid), grids, tuple(axes), tuple(lengths), num_class, device)
 
 
 def _size3(size: Sequence[int]) -> Size3:
@@ -291,13 +281,12 @@ def _size3(size: Sequence[int]) -> Size3:
     return t, h, w
 
 
-_library = torch.library.Library("memvit", "FRAGMENT")
-_library.define(
+_position_layout = register(
     "position_layout(str name, int[] q_grid, int[] keys, int[] axes, int[] lengths, int num_class, Device device) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    _run_layout,
+    _fake_layout,
+    ("CompositeExplicitAutograd",),
 )
-_library.impl("position_layout", _run_layout, "CompositeExplicitAutograd")
-torch.library.register_fake("memvit::position_layout", _fake_layout, lib=_library)
 
 
 def _axis_index(axis: int, q_grid: Size3, keys: KeyGrid, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
