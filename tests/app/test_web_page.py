@@ -198,12 +198,21 @@ def test_results_can_be_downloaded(chromium: Any, recognised: str, tmp_path: Pat
         rows = list(csv.DictReader((tmp_path / "table.csv").open()))
         assert len(rows) == NUM_CLIPS * len(CLASSES)
         assert {row["label"] for row in rows} == set(CLASSES)
+        button = page.get_by_text("Report, a page to keep")
+        while_waiting = []
+
+        def hold(route: Any) -> None:  # however fast the report is made, the page is seen waiting for it
+            while_waiting.append((page.locator("#making").is_visible(), button.is_disabled()))
+            route.continue_()
+
+        page.route("**/files/report.html", hold)
         with page.expect_download() as download:
-            page.get_by_text("Report").click()
-            assert page.locator("#making").is_visible()
+            button.click()
+        assert while_waiting == [(True, True)]
         download.value.save_as(tmp_path / "report.html")
         assert "<title>ok.mp4" in (tmp_path / "report.html").read_text()
-        assert page.locator("#making").is_hidden()
+        page.locator("#making").wait_for(state="hidden")
+        assert button.is_enabled()
 
 
 def test_names_are_shown_as_they_are(
