@@ -101,6 +101,28 @@ class _NormCall(Structure):
     ]
 
 
+class _LinearCall(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("rows", "in_features", "out_features")),
+        ("x", c_void_p),
+        ("x_stride", c_int64),
+        *((name, c_void_p) for name in ("weight", "bias", "out")),
+        ("out_stride", c_int64),
+        *((name, c_int32) for name in ("dtype", "out_dtype", "parts", "num_threads")),
+    ]
+
+
+class _MLPCall(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("rows", "in_features", "hidden_features", "out_features")),
+        ("x", c_void_p),
+        ("x_stride", c_int64),
+        *((name, c_void_p) for name in ("weight1", "bias1", "weight2", "bias2", "out")),
+        ("out_stride", c_int64),
+        *((name, c_int32) for name in ("dtype", "out_dtype", "parts", "num_threads")),
+    ]
+
+
 class _Library(NamedTuple):
     handle: ctypes.CDLL
     parallel_for: c_void_p
@@ -170,6 +192,11 @@ def can_run(*tensors: Tensor | None) -> bool:
 def lanes() -> int:
     """Floats in a vector: channels of a head come in multiples of it."""
     return 8 if _level == 1 else 16
+
+
+def has_tiles() -> bool:
+    """Whether linear layers can run on AMX's tiles."""
+    return _level >= LEVELS.index("amx")
 
 
 def operand_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -326,3 +353,56 @@ def layer_norm(
     )
     _run("layer_norm", call)
     return total, out
+
+
+class PackedLinear(NamedTuple):
+    """A linear layer's parameters as `linear` and `mlp` take them.
+
+    Attributes:
+        weight: of `memvit.kernels.tiled_linear.pack_weight`.
+        bias: float32 (out_features,), or none.
+        out_features: of the layer.
+        parts: bfloat16 numbers for each of its weights.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    out_features: int
+    parts: int
+
+
+def _address(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(..., C) -> (rows, C), without a copy where the rows lie evenly."""
+    rows = x if x.dim() == 2 else x.flatten(0, -2)
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+def linear(x: Tensor, layer: PackedLinear, dtype: torch.dtype) -> Tensor:
+    """(..., in_features) float32 or bfloat16 -> (..., out_features) of `dtype`; for tiles, see `has_tiles`."""
+    rows, width = _rows(x), layer.out_features
+    out = x.new_empty(*x.shape[:-1], width, dtype=dtype)
+    call = _LinearCall(*rows.shape, width, rows.data_ptr(), rows.stride(0))
+    call.weight, call.bias = layer.weight.data_ptr(), _address(layer.bias)
+    call.out, call.out_stride = out.data_ptr(), width
+    call.dtype, call.out_dtype = _DTYPES[x.dtype], _DTYPES[dtype]
+    call.parts, call.num_threads = layer.parts, torch.get_num_threads()
+    _run("linear", call)
+    return out
+
+
+def mlp(x: Tensor, layer1: PackedLinear, layer2: PackedLinear, dtype: torch.dtype) -> Tensor:
+    """layer2(gelu(layer1(x))): (..., in_features) -> (..., out_features) of `dtype`; for tiles, see `has_tiles`."""
+    rows, width = _rows(x), layer2.out_features
+    out = x.new_empty(*x.shape[:-1], width, dtype=dtype)
+    call = _MLPCall(*rows.shape, layer1.out_features, width, rows.data_ptr(), rows.stride(0))
+    call.weight1, call.bias1 = layer1.weight.data_ptr(), _address(layer1.bias)
+    call.weight2, call.bias2 = layer2.weight.data_ptr(), _address(layer2.bias)
+    call.out, call.out_stride = out.data_ptr(), width
+    call.dtype, call.out_dtype = _DTYPES[x.dtype], _DTYPES[dtype]
+    call.parts, call.num_threads = layer1.parts, torch.get_num_threads()
+    _run("mlp", call)
+    return out

@@ -1,4 +1,4 @@
-// Attention with AMX's tile instructions, to bfloat16; it runs only where the processor and the system have them (dispatch.cpp).
+// Attention and linear layers with AMX's tile instructions, to bfloat16; it runs only where the processor and the system have them (dispatch.cpp).
 #include <immintrin.h>
 
 #include <cstdint>
@@ -13,6 +13,7 @@
 namespace memvit_amx {
 #include "vectors.inl"
 #include "attention.inl"
+#include "linear.inl"
 }
 #pragma GCC pop_options
 #endif

@@ -19,6 +19,8 @@ MEMVIT_DECLARE(memvit_avx512_bf16)
 #if MEMVIT_HAS_AMX
 namespace memvit_amx {
 int32_t attention(const memvit_attention_call*, memvit_parallel_for);
+int32_t linear(const memvit_linear_call*, memvit_parallel_for);
+int32_t mlp(const memvit_mlp_call*, memvit_parallel_for);
 }
 
 // Whether there are AMX's tiles for bfloat16, and the system lets this process have the 8 KiB that they add to its state.
@@ -71,5 +73,19 @@ int32_t memvit_max_pool(const memvit_max_pool_call* call, int32_t level, memvit_
 
 int32_t memvit_layer_norm(const memvit_norm_call* call, int32_t level, memvit_parallel_for parallel_for) {
   MEMVIT_DISPATCH(layer_norm)
+}
+
+int32_t memvit_linear(const memvit_linear_call* call, int32_t level, memvit_parallel_for parallel_for) {
+#if MEMVIT_HAS_AMX
+  if (level == 4) return memvit_amx::linear(call, parallel_for);
+#endif
+  return 1;
+}
+
+int32_t memvit_mlp(const memvit_mlp_call* call, int32_t level, memvit_parallel_for parallel_for) {
+#if MEMVIT_HAS_AMX
+  if (level == 4) return memvit_amx::mlp(call, parallel_for);
+#endif
+  return 1;
 }
 }

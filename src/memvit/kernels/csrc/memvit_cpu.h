@@ -101,6 +101,35 @@ struct memvit_norm_call {
   int32_t dtype, added_dtype, out_dtype;
 };
 
+// out = x weight^T + bias. Weights are packed by memvit.kernels.tiled_linear: (panels of 32 columns, blocks of 32 of the depth,
+// parts, 2 tiles, 16 pairs of the depth, 16 columns, 2), bfloat16, zero where there is no such column or depth.
+struct memvit_linear_call {
+  int64_t rows, in_features, out_features;
+  const void* x;        // (rows, in_features), rows `x_stride` elements apart
+  int64_t x_stride;
+  const void* weight;
+  const float* bias;    // or null
+  void* out;
+  int64_t out_stride;
+  int32_t dtype, out_dtype;  // float32 to float32, or anything to bfloat16
+  int32_t parts;             // bfloat16 numbers whose sum is a factor: 1, 2 or 3
+  int32_t num_threads;
+};
+
+// out = gelu(x weight1^T + bias1) weight2^T + bias2.
+struct memvit_mlp_call {
+  int64_t rows, in_features, hidden_features, out_features;
+  const void* x;
+  int64_t x_stride;
+  const void* weight1;
+  const float* bias1;
+  const void* weight2;
+  const float* bias2;
+  void* out;
+  int64_t out_stride;
+  int32_t dtype, out_dtype, parts, num_threads;
+};
+
 // The best instruction set of this processor that there are kernels for: 0 none, 1 AVX2, 2 AVX-512, 3 AVX-512 with bfloat16,
 // 4 that and AMX's tiles.
 __attribute__((visibility("default"))) int32_t memvit_best_level(void);
@@ -110,4 +139,6 @@ __attribute__((visibility("default"))) int32_t memvit_attention(const memvit_att
 __attribute__((visibility("default"))) int32_t memvit_pool_norm(const memvit_pool_call* call, int32_t level, memvit_parallel_for parallel_for);
 __attribute__((visibility("default"))) int32_t memvit_max_pool(const memvit_max_pool_call* call, int32_t level, memvit_parallel_for parallel_for);
 __attribute__((visibility("default"))) int32_t memvit_layer_norm(const memvit_norm_call* call, int32_t level, memvit_parallel_for parallel_for);
+__attribute__((visibility("default"))) int32_t memvit_linear(const memvit_linear_call* call, int32_t level, memvit_parallel_for parallel_for);
+__attribute__((visibility("default"))) int32_t memvit_mlp(const memvit_mlp_call* call, int32_t level, memvit_parallel_for parallel_for);
 }

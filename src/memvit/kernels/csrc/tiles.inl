@@ -15,6 +15,19 @@ struct Tiles {
   ~Tiles() { asm volatile("tilerelease" ::: "memory"); }
 };
 
+// Eight whole tiles: tmm0 to tmm3 results, two by two; tmm4 and tmm5: left; tmm6 and tmm7: right.
+struct WholeTiles {
+  WholeTiles() {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } shapes;
+    asm volatile("ldtilecfg %0" ::"m"(shapes) : "memory");
+  }
+  ~WholeTiles() { asm volatile("tilerelease" ::: "memory"); }
+};
+
 #define MEMVIT_TILE_LOAD(tile, from, row_bytes) \
   asm volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(from), "r"(static_cast<int64_t>(row_bytes)) : "memory")
 #define MEMVIT_TILE_STORE(tile, to, row_bytes) \
