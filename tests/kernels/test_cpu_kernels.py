@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from memvit.kernels import attention, cpu, reference_kernels
-from memvit.kernels.attention import AxisTable, RelativePositions, pack_tables
+from memvit.kernels.attention import AxisTable, RelativePositions, pack_table
 from memvit.kernels.linear import Linear, mlp
 from memvit.kernels.max_pooling import max_pool
 from memvit.kernels.norm import add_layer_norm, layer_norm
@@ -52,7 +52,7 @@ def positions(grid: Size3, num_keys: int, head_dim: int, num_entries: Size3) -> 
         table = torch.randn(grid[axis], num_entries[axis], head_dim) * 0.2
         entry = torch.randint(-1, num_entries[axis], (num_keys,), dtype=torch.int32)
         row = torch.cat([torch.tensor([-1], dtype=torch.int32), row.flatten()])
-        tables.append(AxisTable(axis, table, entry, row, pack_tables(table)))
+        tables.append(AxisTable(axis, table, entry, row, pack_table(table)))
     return RelativePositions(grid, 1, tuple(tables))
 
 

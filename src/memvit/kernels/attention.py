@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from memvit.kernels import cpu, triton_folding
+from memvit.kernels import cpu, tiles, triton_folding
 from memvit.kernels.backend import use_reference
 from memvit.kernels.ops import register
 
@@ -50,7 +50,7 @@ class AxisTable(NamedTuple):
         table: (size of the axis, entries, head_dim).
         entry: int32 (num_keys,), which entry each key takes, remembered keys first; -1: none, nothing is added.
         row: int32 (num_queries,), where each query is along the axis; -1 for class tokens.
-        packed: `pack_tables(table)`, for the kernel on CPUs; None: to be packed when it runs.
+        packed: `pack_table(table)`, for the kernels on CPUs; None: to be packed when they run.
         sizes: entries of past and of present keys, one after the other; each such key takes one of its part, or none along
             any axis. Left out: not known to be so.
     """
@@ -59,7 +59,7 @@ class AxisTable(NamedTuple):
     table: Tensor
     entry: Tensor
     row: Tensor
-    packed: tuple[Tensor, Tensor] | None
+    packed: PackedTable | None
     sizes: tuple[int, int] | None = None
 
 
@@ -102,25 +102,34 @@ class RelativePositions(NamedTuple):
         return terms
 
 
-def pack_table(table: Tensor, dtype: torch.dtype) -> Tensor:
-    """A table as the kernel on CPUs wants it, times log2(e).
+class PackedTable(NamedTuple):
+    """A table times log2(e) as the kernels on CPUs want it, for every kind of operands.
 
-    Args:
-        table: (rows, entries, head_dim).
-        dtype: of the kernel's operands (`cpu.operand_dtype`).
-
-    Returns:
-        float32 (rows, head_dim, entries), or bfloat16 (rows, head_dim / 2, entries, 2).
+    Attributes:
+        plain: float32 (rows, head_dim, entries).
+        pairs: bfloat16 (rows, head_dim / 2, entries, 2).
+        tiles: of `tiles.pack_table`, in three parts for float32 and in one for bfloat16.
     """
-    packed = F.pad(table.float().transpose(1, 2) * LOG2_E, (0, -table.shape[1] % 16))
-    if dtype == torch.bfloat16:
-        packed = packed.unflatten(1, (-1, 2)).transpose(2, 3).to(dtype)
-    return packed.contiguous()
+
+    plain: Tensor
+    pairs: Tensor
+    tiles: tuple[Tensor, Tensor]
+
+    def for_operands(self, dtype: torch.dtype) -> Tensor:
+        """What attention to tensors of this dtype reads here."""
+        if cpu.has_tiles():
+            return self.tiles[int(dtype == torch.bfloat16)]
+        return self.pairs if dtype == torch.bfloat16 and cpu.has_bfloat16() else self.plain
 
 
-def pack_tables(table: Tensor) -> tuple[Tensor, Tensor] | None:
-    """A table packed for operands in float32 and in bfloat16; None where the kernel does not take such heads."""
-    return None if table.shape[2] % 2 else (pack_table(table, torch.float32), pack_table(table, torch.bfloat16))
+def pack_table(table: Tensor) -> PackedTable | None:
+    """(rows, entries, head_dim) for the kernels; None where they do not take such heads."""
+    if table.shape[2] % 2:
+        return None
+    scaled = table.float() * LOG2_E
+    plain = F.pad(scaled.transpose(1, 2), (0, -table.shape[1] % 16)).contiguous()
+    pairs = plain.unflatten(1, (-1, 2)).transpose(2, 3).to(torch.bfloat16).contiguous()
+    return PackedTable(plain, pairs, (tiles.pack_table(scaled, 3), tiles.pack_table(scaled, 1)))
 
 
 def attention(
@@ -152,14 +161,14 @@ def attention(
         (B, heads, num_queries, head_dim).
     """
     if not use_reference() and not terms and not dropout and _cpu_kernel_takes(q, k, v, past_k, past_v, positions):
-        tables, dtype = positions.tables if positions else (), cpu.operand_dtype(q.dtype)
+        tables = positions.tables if positions else ()
         return _cpu_attention(
             q,
             k,
             v,
             past_k,
             past_v,
-            [t.packed[int(dtype == torch.bfloat16)] if t.packed else pack_table(t.table, dtype) for t in tables],
+            [_packed(table).for_operands(q.dtype) for table in tables],
             [table.row for table in tables],
             [table.entry for table in tables],
             key_mask,
@@ -283,6 +292,12 @@ def _cpu_kernel_takes(
     if torch.is_grad_enabled() and positions and any(table.table.requires_grad for table in positions.tables):
         return False
     return all(t is None or t.dtype == q.dtype for t in (k, v, past_k, past_v))
+
+
+def _packed(table: AxisTable) -> PackedTable:
+    packed = table.packed or pack_table(table.table)
+    assert packed is not None, "asked of `_cpu_kernel_takes`"
+    return packed
 
 
 def _fake(q: Tensor, *_: object) -> Tensor:

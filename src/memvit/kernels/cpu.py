@@ -48,7 +48,7 @@ class _AttentionCall(Structure):
         ("scale", c_float),
         ("adds_query", c_int32),
         ("dtype", c_int32),
-        ("reserved", c_int32),
+        ("parts", c_int32),
     ]
 
 
@@ -194,15 +194,25 @@ def lanes() -> int:
     return 8 if _level == 1 else 16
 
 
+def has_bfloat16() -> bool:
+    """Whether attention multiplies pairs of bfloat16."""
+    return _level >= LEVELS.index("avx512_bf16")
+
+
 def has_tiles() -> bool:
-    """Whether linear layers can run on AMX's tiles."""
+    """Whether attention and linear layers run on AMX's tiles."""
     return _level >= LEVELS.index("amx")
 
 
-def operand_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What attention to tensors of this dtype multiplies: bfloat16 where there are instructions for it."""
-    has_bfloat16 = _level >= LEVELS.index("avx512_bf16")
-    return torch.bfloat16 if dtype == torch.bfloat16 and has_bfloat16 else torch.float32
+_PARTS = {"tf32": 2, "bf16": 1}  # everything else asks for float32
+
+
+def num_parts(dtype: torch.dtype) -> int:
+    """Bfloat16 numbers whose sum a factor is taken for on tiles, in products computed in this dtype.
+
+    In float32 it depends on what PyTorch is told (`torch.set_float32_matmul_precision`).
+    """
+    return _PARTS.get(torch.backends.mkldnn.matmul.fp32_precision, 3) if dtype == torch.float32 else 1
 
 
 def _run(name: str, call: Structure) -> None:
@@ -230,7 +240,7 @@ def attention(
     scale: float,
     residual_from: int,
 ) -> Tensor:
-    """See `memvit.kernels.attention`; tables are packed for `operand_dtype(q.dtype)`, `residual_from` is -1 for none."""
+    """See `memvit.kernels.attention`; tables are packed for q, `residual_from` is -1 for none."""
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     B, heads, num_queries, head_dim = q.shape
     out = q.new_empty(B, num_queries, heads, head_dim).transpose(1, 2)
@@ -246,9 +256,10 @@ def attention(
         key_mask = key_mask.contiguous()
         call.key_mask, call.mask_batch_stride = key_mask.data_ptr(), key_mask.shape[1] if len(key_mask) > 1 else 0
     for i, (table, row, entry) in enumerate(zip(tables, rows, entries, strict=True)):
-        call.terms[i] = _Term(table.data_ptr(), row.data_ptr(), entry.data_ptr(), table.shape[0], table.shape[2])
+        entries = 16 * table.shape[1] if has_tiles() else table.shape[2]
+        call.terms[i] = _Term(table.data_ptr(), row.data_ptr(), entry.data_ptr(), table.shape[0], entries)
     call.num_terms, call.scale = len(tables), scale
-    call.adds_query, call.dtype = residual_from >= 0, _DTYPES[q.dtype]
+    call.adds_query, call.dtype, call.parts = residual_from >= 0, _DTYPES[q.dtype], num_parts(q.dtype)
     _run("attention", call)
     return out
 
@@ -359,7 +370,7 @@ class PackedLinear(NamedTuple):
     """A linear layer's parameters as `linear` and `mlp` take them.
 
     Attributes:
-        weight: of `memvit.kernels.tiled_linear.pack_weight`.
+        weight: of `memvit.kernels.tiles.pack_weight`.
         bias: float32 (out_features,), or none.
         out_features: of the layer.
         parts: bfloat16 numbers for each of its weights.

@@ -20,7 +20,7 @@ from memvit.kernels import cpu
 from memvit.kernels.backend import compute_dtype, use_reference
 from memvit.kernels.frozen import frozen
 from memvit.kernels.ops import register
-from memvit.kernels.tiled_linear import packed_layer
+from memvit.kernels.tiles import packed_layer
 import os
 TILES_BF=os.environ.get("TILES_BF")=="1"
 

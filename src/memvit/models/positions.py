@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 
 from memvit.kernels import triton_folding
-from memvit.kernels.attention import AxisTable, FoldedPositions, RelativePositions, pack_tables
+from memvit.kernels.attention import AxisTable, FoldedPositions, RelativePositions, pack_table
 from memvit.kernels.ops import register
 from memvit.kernels.triton_folding import Folding, key_columns
 from memvit.models.config import Size3
@@ -173,7 +173,7 @@ def relative_positions(
         stop = start + q_grid[axis] * sum(own)
         table = flat[start:stop].unflatten(0, (q_grid[axis], sum(own)))
         entry, row = (_layout(f"{name} {axis}", geometry) for name in ("entry", "row"))
-        by_axis.append(AxisTable(axis, table, entry, row, pack_tables(table) if packs else None, own))
+        by_axis.append(AxisTable(axis, table, entry, row, pack_table(table) if packs else None, own))
         start = stop
     folded = None
     if triton_folding.folds_on(device):

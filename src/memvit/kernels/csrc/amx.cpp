@@ -12,7 +12,9 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")
 namespace memvit_amx {
 #include "vectors.inl"
-#include "attention.inl"
+#include "queries.inl"
+#include "blocks.inl"
+#include "tiled_attention.inl"
 #include "linear.inl"
 }
 #pragma GCC pop_options

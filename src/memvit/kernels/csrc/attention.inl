@@ -3,33 +3,24 @@
 // Keys and values of one stream and head are packed once, without the masked ones. A macro tile of queries first gets its
 // position values (products with table rows, grouped by row, so that they are matrix products too); then, for MR queries
 // and a block of keys at a time: logits, softmax with a running maximum, values. Accumulation, positions and softmax are in
-// float32 whatever the operands are. Included inside a namespace, after vectors.inl.
+// float32 whatever the operands are. Included inside a namespace, after queries.inl; AMX has a form of its own
+// (tiled_attention.inl).
 
-constexpr int64_t KEY_BLOCK = MEMVIT_LEVEL >= 4 ? 960 : 480;  // keys whose logits stay in cache; a multiple of P
-constexpr int64_t MACRO_TILE = 512;  // queries whose position values are computed together
+constexpr int64_t KEY_BLOCK = 480;  // keys whose logits stay in cache; a multiple of P
 constexpr int64_t QUERY_GROUP = 4 * MR;  // queries that share a key block while it is in cache
-constexpr float LOG2_E = 1.44269504088896341f;
 static_assert(KEY_BLOCK % P == 0, "key blocks must be whole panels");
 
-// Which keys take part, and where each vector of W of them finds its position values.
-struct KeyPlan {
-  int64_t num_keys;
-  const int32_t* keys;      // (num_keys,) of all keys
-  const int32_t* offset;    // (terms, vectors): where a term's values for this vector begin; -1: gather with absolute indices
-  const int32_t* index;     // (terms, vectors, W)
-};
-
 template <typename T, typename O>
-struct Attention {
-  const memvit_attention_call& call;
-  int64_t num_tiles, tile_size;           // macro tiles of one stream and head
-  int64_t value_starts[3], value_width;   // where each term's values begin in a query's row of values
-  int64_t num_vectors;                    // of all keys
-  KeyPlan* plans;                         // one per mask
+struct Attention : Queries<T> {
+  using Base = Queries<T>;
+  using Base::call, Base::plan_of, Base::key, Base::query, Base::value_width;
+  using Base::value_starts, Base::num_vectors, Base::tile_size, Base::larger_of;
+  static constexpr int PAIRS = sizeof(O) == 2 ? 2 : 1;  // operands in 32 bits
   O* packed;
   int64_t packed_k, packed_size;          // elements of the keys, and of keys and values, of one stream and head
 
-  const KeyPlan& plan_of(int64_t b) const { return plans[call.key_mask && call.mask_batch_stride ? b : 0]; }
+  Attention(const memvit_attention_call& call, KeyPlan* plans, int64_t packed_k, int64_t packed_size, O* packed)
+      : Base(call, plans, MR), packed(packed), packed_k(packed_k), packed_size(packed_size) {}
 
   void pack(int64_t b, int64_t head) const {
     const KeyPlan& plan = plan_of(b);
@@ -54,9 +45,7 @@ struct Attention {
     }
   }
 
-  static constexpr int PAIRS = sizeof(O) == 2 ? 2 : 1;  // operands in 32 bits
-  // What depths are multiples of; that of a head's channels is one of W anyway.
-  static constexpr int64_t DEPTH_STEP = MEMVIT_LEVEL >= 4 ? W : 2;
+  static constexpr int64_t DEPTH_STEP = 2;  // what depths are multiples of; that of a head's channels is one of W anyway
 
   // W keys as W columns of a panel, `to` being the first of them; no key: zeros.
   void pack_keys(const T* const (&rows)[W], int32_t* to) const {
@@ -74,49 +63,23 @@ struct Attention {
     }
   }
 
-  const T* key(const memvit_tokens (&tokens)[2], int64_t j, int64_t b, int64_t head) const {
-    const int past = j < call.num_past_keys ? 0 : 1;
-    const memvit_tokens& part = tokens[past];
-    const int64_t row = past ? j - call.num_past_keys : j;
-    return static_cast<const T*>(part.data) + b * part.batch_stride + row * part.token_stride + head * part.head_stride;
-  }
-
-  const T* query(int64_t i, int64_t b, int64_t head) const {
-    return static_cast<const T*>(call.q.data) + b * call.q.batch_stride + i * call.q.token_stride + head * call.q.head_stride;
-  }
-
   // values[i - begin, :] = q[i] . table[row[i]] for the queries of a macro tile, those of the same table row together.
   void position_values(int64_t b, int64_t head, int64_t begin, int64_t end, float* values, Parts parts) const {
     const int64_t d = call.head_dim;
     O* rows = parts.take<O>(MR * d);
-    int32_t* order = parts.take<int32_t>(end - begin);
     for (int64_t t = 0; t < call.num_terms; t++) {
       const memvit_term& term = call.terms[t];
-      int32_t* starts = Parts(parts).template take<int32_t>(term.rows + 1);
-      for (int64_t r = 0; r <= term.rows; r++) starts[r] = 0;
-      for (int64_t i = begin; i < end; i++)
-        if (term.row[i] >= 0) starts[term.row[i] + 1]++;
-      for (int64_t r = 0; r < term.rows; r++) starts[r + 1] += starts[r];
-      for (int64_t i = begin; i < end; i++) {
-        float* own = values + (i - begin) * value_width + value_starts[t];
-        if (term.row[i] >= 0) order[starts[term.row[i]]++] = static_cast<int32_t>(i - begin);
-        else for (int64_t e = 0; e < term.entries; e += W) store(own + e, set1(0));
-      }
-      for (int64_t r = 0, from = 0; r < term.rows; from = starts[r], r++) {
+      float* own = values + value_starts[t];
+      this->for_groups(t, begin, end, MR, parts, [&](int64_t r, const int32_t* order, int64_t count) {
         const O* table = static_cast<const O*>(term.table) + r * d * term.entries;
-        while (from < starts[r]) {
-          const int64_t left = starts[r] - from, count = left < MR ? left : left < 2 * MR ? (left + 1) / 2 : MR;
-          for (int64_t i = 0; i < MR; i++) copy_query(begin + order[from + smaller(i, count - 1)], b, head, rows + i * d);
-          for (int64_t e = 0; e < term.entries; e += W) {
-            float* to = values + value_starts[t] + e;
-            if (MEMVIT_LEVEL >= 4 || count > MR / 2) products<MR>(rows, table + e * PAIRS, term.entries, order + from, count, to);
-#if MEMVIT_LEVEL < 4
-            else products<MR / 2>(rows, table + e * PAIRS, term.entries, order + from, count, to);
-#endif
-          }
-          from += count;
+        for (int64_t i = 0; i < MR; i++) copy_query(begin + order[smaller(i, count - 1)], b, head, rows + i * d);
+        for (int64_t e = 0; e < term.entries; e += W) {
+          if (count > MR / 2) products<MR>(rows, table + e * PAIRS, term.entries, order, count, own + e);
+          else products<MR / 2>(rows, table + e * PAIRS, term.entries, order, count, own + e);
         }
-      }
+      }, [&](int64_t i) {
+        for (int64_t e = 0; e < term.entries; e += W) store(own + i * value_width + e, set1(0));
+      });
     }
   }
 
@@ -165,18 +128,12 @@ struct Attention {
 
   template <int V>
   void weigh(const O* weights, const O* panel, int64_t depth, float* out, int64_t out_stride, const float* keep) const {
-#if MEMVIT_LEVEL >= 4
-    for (int r = 0; keep && r < MR; r++)
-      for (int v = 0; v < V; v++) store(out + r * out_stride + v * W, mul(load(out + r * out_stride + v * W), set1(keep[r])));
-    multiply_tiles<V>(out, out_stride, !keep, weights, KEY_BLOCK, panel, depth);
-#else
     Vec acc[MR][V];
     for (int r = 0; r < MR; r++)
       for (int v = 0; v < V; v++) acc[r][v] = keep ? mul(load(out + r * out_stride + v * W), set1(keep[r])) : set1(0);
     multiply<MR, V>(acc, weights, KEY_BLOCK, panel, depth);
     for (int r = 0; r < MR; r++)
       for (int v = 0; v < V; v++) store(out + r * out_stride + v * W, acc[r][v]);
-#endif
   }
 
   // One block of keys for MR queries: brings their sums, maxima and weighted values up to date.
@@ -218,16 +175,12 @@ struct Attention {
     }
   }
 
-  static float larger_of(float a, float b) { return a > b ? a : b; }
-
   void run(int64_t b, int64_t head, int64_t tile, Scratch& scratch) const {
     const KeyPlan& plan = plan_of(b);
     const int64_t d = call.head_dim, begin = tile * tile_size, end = smaller(begin + tile_size, call.num_queries);
     const int64_t out_width = round_up(d, P);
-    int64_t most_rows = 0;
-    for (int64_t t = 0; t < call.num_terms; t++) most_rows = larger(most_rows, call.terms[t].rows);
-    const size_t bytes = 4 * (tile_size * value_width + 2 * MR * KEY_BLOCK + QUERY_GROUP * (out_width + d + 2) + MR * d +
-                              tile_size + most_rows + 2 + W) + 16 * 64;
+    const size_t bytes = 4 * (tile_size * value_width + 2 * MR * KEY_BLOCK + QUERY_GROUP * (out_width + d + 2) + MR * d + W) +
+                         16 * 64 + this->group_bytes();
     Parts parts{scratch.reserve(bytes)};
     float* values = parts.take<float>(tile_size * value_width + W);
     float* scores = parts.take<float>(MR * KEY_BLOCK);
@@ -274,34 +227,6 @@ struct Attention {
   }
 };
 
-// Fills in a plan for the keys that a mask leaves (null: all).
-static void plan_keys(const memvit_attention_call& call, const uint8_t* mask, int64_t num_vectors, int32_t* keys,
-                      int32_t* offset, int32_t* index, KeyPlan& plan) {
-  int64_t n = 0;
-  for (int64_t j = 0; j < call.num_keys; j++)
-    if (!mask || mask[j]) keys[n++] = static_cast<int32_t>(j);
-  plan = KeyPlan{n, keys, offset, index};
-  for (int64_t t = 0; t < call.num_terms; t++) {
-    const memvit_term& term = call.terms[t];
-    for (int64_t vector = 0; vector * W < n; vector++) {
-      int32_t* lanes = index + (t * num_vectors + vector) * W;
-      int32_t low = INT32_MAX, high = -1;
-      for (int64_t lane = 0; lane < W; lane++) {
-        const int64_t j = vector * W + lane;
-        lanes[lane] = j < n ? term.entry[keys[j]] : -1;
-        if (lanes[lane] < 0) continue;
-        low = lanes[lane] < low ? lanes[lane] : low;
-        high = lanes[lane] > high ? lanes[lane] : high;
-      }
-      if (high < W) low = 0;  // also where there are none
-      const bool narrow = high - low < W;
-      offset[t * num_vectors + vector] = narrow ? low : -1;
-      for (int64_t lane = 0; narrow && lane < W; lane++)
-        if (lanes[lane] >= 0) lanes[lane] -= low;
-    }
-  }
-}
-
 template <typename T, typename O>
 static int32_t run_attention(const memvit_attention_call& call, memvit_parallel_for parallel_for) {
   static thread_local Scratch shared;
@@ -319,28 +244,16 @@ static int32_t run_attention(const memvit_attention_call& call, memvit_parallel_
     plan_keys(call, call.key_mask ? call.key_mask + i * call.mask_batch_stride : nullptr, num_vectors, ints, offset,
               offset + call.num_terms * num_vectors, plans[i]);
   }
-  const int64_t num_tiles = (call.num_queries + MACRO_TILE - 1) / MACRO_TILE;
-  const int64_t tile_size = round_up((call.num_queries + num_tiles - 1) / num_tiles, MR);
-  Attention<T, O> attention{call, num_tiles, tile_size, {}, 0, num_vectors, plans, nullptr, packed_k, packed_size};
-  int64_t width = 0;
-  for (int64_t t = 0; t < call.num_terms; t++) {
-    attention.value_starts[t] = width;
-    width += call.terms[t].entries;
-  }
-  attention.value_width = width + W;  // vectors of values may be read a little past the last
-  attention.packed = parts.take<O>(call.batch * call.heads * packed_size);
+  Attention<T, O> attention(call, plans, packed_k, packed_size, parts.take<O>(call.batch * call.heads * packed_size));
 
   const int64_t num_packs = call.batch * call.heads;
   parallel_for(0, num_packs, 1, [](int64_t begin, int64_t end, void* context) {
     const auto& a = *static_cast<const Attention<T, O>*>(context);
     for (int64_t i = begin; i < end; i++) a.pack(i / a.call.heads, i % a.call.heads);
   }, &attention);
-  parallel_for(0, num_packs * num_tiles, 1, [](int64_t begin, int64_t end, void* context) {
+  parallel_for(0, num_packs * attention.num_tiles, 1, [](int64_t begin, int64_t end, void* context) {
     static thread_local Scratch scratch;
     const auto& a = *static_cast<const Attention<T, O>*>(context);
-#if MEMVIT_LEVEL >= 4
-    const Tiles tiles;
-#endif
     for (int64_t i = begin; i < end; i++) {
       const int64_t pair = i / a.num_tiles;
       a.run(pair / a.call.heads, pair % a.call.heads, i % a.num_tiles, scratch);
@@ -351,9 +264,7 @@ static int32_t run_attention(const memvit_attention_call& call, memvit_parallel_
 
 int32_t attention(const memvit_attention_call* call, memvit_parallel_for parallel_for) {
   if (call->head_dim % W || call->num_terms > 3) return 1;
-#if MEMVIT_LEVEL < 4
   if (call->dtype == MEMVIT_FLOAT32) return run_attention<float, float>(*call, parallel_for);
-#endif
 #if MEMVIT_LEVEL >= 3
   return run_attention<bf16, bf16>(*call, parallel_for);
 #else

@@ -58,7 +58,7 @@ int32_t memvit_best_level(void) {
 
 int32_t memvit_attention(const memvit_attention_call* call, int32_t level, memvit_parallel_for parallel_for) {
 #if MEMVIT_HAS_AMX
-  if (level == 4 && call->dtype == MEMVIT_BFLOAT16) return memvit_amx::attention(call, parallel_for);
+  if (level == 4) return memvit_amx::attention(call, parallel_for);
 #endif
   MEMVIT_DISPATCH(attention)
 }

@@ -1,138 +1,6 @@
-// Linear layers on AMX's tiles, which multiply bfloat16 numbers and add up in float32.
-//
-// A float32 number is a sum of three bfloat16 numbers, exactly: 24 bits in three times eight. Of the nine products of two
-// such sums the six largest are kept; what is left out is below 2^-26 of the product, less than float32 rounds off. That is
-// six products for one, on units that are twenty times as fast as those for float32. Two numbers and three products give 16
-// bits, one number is bfloat16. Included inside a namespace, after vectors.inl.
+// Linear layers, and the two of an MLP with their GELU, on AMX's tiles. Included inside a namespace, after blocks.inl.
 
-constexpr int64_t BLOCK = 32;               // rows, columns and depth of what is multiplied at a time
-constexpr int64_t BLOCK_SIZE = BLOCK * BLOCK;
-constexpr int64_t TILE_SIZE = BLOCK_SIZE / 2;  // bfloat16 numbers in a tile register
-constexpr int64_t CACHE = 1280 << 10;       // bytes that what is read over and over may take of the second cache (2 MiB)
-
-static inline int64_t blocks_of(int64_t n) { return (n + BLOCK - 1) / BLOCK; }
-
-static inline Vec load_first(const float* p, int64_t n) {
-  return _mm512_maskz_loadu_ps(n >= W ? 0xffff : n > 0 ? (1u << n) - 1 : 0, p);
-}
-static inline Vec load_first(const bf16* p, int64_t n) {
-  const __m256i bits = _mm256_maskz_loadu_epi16(n >= W ? 0xffff : n > 0 ? (1u << n) - 1 : 0, p);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-static inline void store_first(float* p, Vec v, int64_t n) {
-  _mm512_mask_storeu_ps(p, n >= W ? 0xffff : n > 0 ? (1u << n) - 1 : 0, v);
-}
-static inline void store_first(bf16* p, Vec v, int64_t n) {
-  _mm256_mask_storeu_epi16(p, n >= W ? 0xffff : n > 0 ? (1u << n) - 1 : 0, (__m256i)_mm512_cvtneps_pbh(v));
-}
-
-// One row of a block, 32 floats, as PARTS rows of bfloat16 numbers that add up to it. Depths lie as weights have them: where
-// there are several parts, k and k + 16 are a pair, so that two instructions make sixteen of them. Parts are cut off, not
-// rounded: three take eight bits each, all there are; weights are rounded, so that what products leave out has no bias.
-// Infinity becomes what is not a number, which its rest is.
-template <int PARTS>
-static inline void split(Vec low, Vec high, bf16* out) {
-  if constexpr (PARTS == 1) {
-    _mm512_store_si512(out, (__m512i)_mm512_cvtne2ps_pbh(high, low));
-    return;
-  }
-  const Ints upper = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u));
-  for (int part = 0; part < PARTS; part++) {
-    Ints a = as_ints(low), b = as_ints(high);
-    if (PARTS == 2 && part == 1) {  // the last of two is rounded
-      a = _mm512_add_epi32(a, _mm512_set1_epi32(0x8000));
-      b = _mm512_add_epi32(b, _mm512_set1_epi32(0x8000));
-    }
-    constexpr int A_OR_B_AND_C = 0xf8;
-    _mm512_store_si512(out + part * BLOCK_SIZE, _mm512_ternarylogic_epi32(_mm512_srli_epi32(a, 16), b, upper, A_OR_B_AND_C));
-    if (part + 1 < PARTS) {
-      low = sub(low, _mm512_castsi512_ps(_mm512_and_si512(a, upper)));
-      high = sub(high, _mm512_castsi512_ps(_mm512_and_si512(b, upper)));
-    }
-  }
-}
-
-// Rows as left operands: block after block of rows, in each block after block of the depth, in each the parts.
-template <int PARTS, typename T>
-static void pack_rows(const T* x, int64_t stride, int64_t rows, int64_t depth, bf16* out) {
-  for (int64_t r = 0; r < round_up(rows, BLOCK); r++) {
-    bf16* line = out + r / BLOCK * blocks_of(depth) * PARTS * BLOCK_SIZE + r % BLOCK * BLOCK;
-    const T* row = x + r * stride;
-    for (int64_t k = 0; k < depth; k += BLOCK, line += PARTS * BLOCK_SIZE) {
-      const int64_t left = r < rows ? depth - k : 0;
-      if (left >= BLOCK) split<PARTS>(load(row + k), load(row + k + W), line);
-      else if (left > 0) split<PARTS>(load_first(row + k, left), load_first(row + k + W, left - W), line);
-      else split<PARTS>(set1(0), set1(0), line);
-    }
-  }
-}
-
-#define MEMVIT_LOAD_LEFT(part)                                       \
-  MEMVIT_TILE_LOAD(4, a + (part) * BLOCK_SIZE, 2 * BLOCK);           \
-  MEMVIT_TILE_LOAD(5, a + (part) * BLOCK_SIZE + TILE_SIZE, 2 * BLOCK)
-#define MEMVIT_LOAD_RIGHT(part)                                      \
-  MEMVIT_TILE_LOAD(6, b + (part) * BLOCK_SIZE, 2 * BLOCK);           \
-  MEMVIT_TILE_LOAD(7, b + (part) * BLOCK_SIZE + TILE_SIZE, 2 * BLOCK)
-#define MEMVIT_MULTIPLY_PARTS    \
-  MEMVIT_TILE_MULTIPLY(0, 4, 6); \
-  MEMVIT_TILE_MULTIPLY(1, 4, 7); \
-  MEMVIT_TILE_MULTIPLY(2, 5, 6); \
-  MEMVIT_TILE_MULTIPLY(3, 5, 7)
-
-// c (32 x 32) = or += a block of rows times a panel of columns. Meanwhile the block before is finished, and `lines` cache lines
-// for every block of the depth are fetched from `next`.
-template <int PARTS, typename Before>
-static inline void multiply_blocks(
-    float* c, bool from_zero, const bf16* a, const bf16* b, int64_t depth_blocks, const bf16* next, int64_t lines,
-    Before& before) {
-  constexpr int64_t ROW = 4 * BLOCK;
-  if (from_zero) {
-    MEMVIT_TILE_ZERO(0);
-    MEMVIT_TILE_ZERO(1);
-    MEMVIT_TILE_ZERO(2);
-    MEMVIT_TILE_ZERO(3);
-  } else {
-    MEMVIT_TILE_LOAD(0, c, ROW);
-    MEMVIT_TILE_LOAD(1, c + W, ROW);
-    MEMVIT_TILE_LOAD(2, c + W * BLOCK, ROW);
-    MEMVIT_TILE_LOAD(3, c + W * BLOCK + W, ROW);
-  }
-  for (int64_t k = 0; k < depth_blocks; k++, a += PARTS * BLOCK_SIZE, b += PARTS * BLOCK_SIZE) {
-    for (int64_t i = 0; i < lines; i++, next += BLOCK) _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
-    // In an order in which one operand at a time is exchanged.
-    if constexpr (PARTS == 1) {
-      MEMVIT_LOAD_LEFT(0);
-      MEMVIT_LOAD_RIGHT(0);
-      MEMVIT_MULTIPLY_PARTS;
-    } else {
-      MEMVIT_LOAD_LEFT(1);
-      MEMVIT_LOAD_RIGHT(0);
-      MEMVIT_MULTIPLY_PARTS;
-      if constexpr (PARTS == 3) {
-        MEMVIT_LOAD_LEFT(2);
-        MEMVIT_MULTIPLY_PARTS;
-      }
-      MEMVIT_LOAD_LEFT(0);
-      MEMVIT_MULTIPLY_PARTS;
-      if constexpr (PARTS == 3) {
-        MEMVIT_LOAD_RIGHT(2);
-        MEMVIT_MULTIPLY_PARTS;
-      }
-      MEMVIT_LOAD_RIGHT(1);
-      MEMVIT_MULTIPLY_PARTS;
-      if constexpr (PARTS == 3) {
-        MEMVIT_LOAD_LEFT(1);
-        MEMVIT_MULTIPLY_PARTS;
-      }
-    }
-    before.finish_rows(before.rows_at_once);
-  }
-  before.finish_rows(BLOCK);
-  MEMVIT_TILE_STORE(0, c, ROW);
-  MEMVIT_TILE_STORE(1, c + W, ROW);
-  MEMVIT_TILE_STORE(2, c + W * BLOCK, ROW);
-  MEMVIT_TILE_STORE(3, c + W * BLOCK + W, ROW);
-}
+constexpr int64_t CACHE = 1280 << 10;  // bytes that what is read over and over may take of the second cache (2 MiB)
 
 // x times the normal distribution's share below x, which is 1/2 plus an odd function of x: x times a quotient of polynomials
 // in x^2, fitted for the smallest error of the result. That is 3e-8, less than rounding adds, or 2e-6 for bfloat16.
@@ -168,11 +36,6 @@ static inline Vec gelu(Vec x) {
 
 // A block of results that waits for what follows the products: bias, GELU, and its place. It is done row by row between the
 // products of the next block, on units that these leave idle.
-struct Nothing {
-  static constexpr int64_t rows_at_once = 0;
-  void finish_rows(int64_t) {}
-};
-
 template <typename O>
 struct Results {
   float* buffers;  // two blocks: one is being made while the other waits
@@ -184,6 +47,7 @@ struct Results {
   Vec low_bias, high_bias;
 
   float* free_block() const { return c == buffers ? buffers + BLOCK_SIZE : buffers; }
+  void some() { finish_rows(rows_at_once); }
   void finish_rows(int64_t count) {
     for (const int64_t until = smaller(end, row + count); row < until; row++) {
       store_first(out + row * stride, add(load(c + row * BLOCK), low_bias), left);
@@ -202,6 +66,7 @@ struct Hidden {
   Vec low_bias, high_bias;
 
   float* free_block() const { return c == buffers ? buffers + BLOCK_SIZE : buffers; }
+  void some() { finish_rows(rows_at_once); }
   void finish_rows(int64_t count) {
     for (const int64_t until = smaller(end, row + count); row < until; row++) {
       const Vec low = gelu<(PARTS > 1)>(add(load(c + row * BLOCK), low_bias));
@@ -219,21 +84,24 @@ static void run_linear_part(
   const int64_t row_size = depth_blocks * PARTS * BLOCK_SIZE;  // of a block of rows, and of a panel
   Parts parts{scratch.reserve(num_blocks * row_size * sizeof(bf16) + 2 * BLOCK_SIZE * sizeof(float) + 64)};
   bf16* a = parts.take<bf16>(num_blocks * row_size);
-  float* c = parts.take<float>(2 * BLOCK_SIZE);
+  float* made = parts.take<float>(2 * BLOCK_SIZE);
   pack_rows<PARTS>(static_cast<const T*>(call.x) + first_row * call.x_stride, call.x_stride, rows, call.in_features, a);
   const bf16* weight = static_cast<const bf16*>(call.weight);
   const int64_t lines = (PARTS * BLOCK + num_blocks - 1) / num_blocks;
-  Results<O> results{c, (BLOCK + depth_blocks - 1) / depth_blocks};
+  const int64_t calls = depth_blocks * products_of(PARTS);
+  Results<O> results{made, (BLOCK + calls - 1) / calls};
   results.stride = call.out_stride;
   for (int64_t panel = first; panel < end; panel++) {
     const int64_t column = panel * BLOCK, left = call.out_features - column;
     const bf16* b = weight + panel * row_size;
     const bf16* next = b + (panel + 1 < end ? row_size : 0);
     for (int64_t block = 0; block < num_blocks; block++) {
-      float* made = results.free_block();
-      multiply_blocks<PARTS>(made, true, a + block * row_size, b, depth_blocks,
-                             next + block * lines * depth_blocks * BLOCK, lines, results);
-      results.c = made;
+      float* c = results.free_block();
+      start_block();
+      add_products<PARTS>(a + block * row_size, b, depth_blocks, results, next + block * lines * depth_blocks * BLOCK, lines);
+      store_block(c);
+      results.finish_rows(BLOCK);
+      results.c = c;
       results.row = 0;
       results.end = smaller(BLOCK, rows - block * BLOCK);
       results.out = static_cast<O*>(call.out) + (first_row + block * BLOCK) * call.out_stride + column;
@@ -260,13 +128,14 @@ static void run_mlp_part(
   bf16* x = parts.take<bf16>(num_blocks * x_size);
   bf16* hidden = parts.take<bf16>(num_blocks * hidden_size);
   float* results = parts.take<float>(num_blocks * num_panels * BLOCK_SIZE);
-  float* c = parts.take<float>(2 * BLOCK_SIZE);
+  float* made = parts.take<float>(2 * BLOCK_SIZE);
   pack_rows<PARTS>(static_cast<const T*>(call.x) + first_row * call.x_stride, call.x_stride, rows, call.in_features, x);
   const bf16* weight1 = static_cast<const bf16*>(call.weight1);
   const bf16* weight2 = static_cast<const bf16*>(call.weight2);
   const int64_t lines = (PARTS * BLOCK + num_blocks - 1) / num_blocks;
-  Hidden<PARTS> finisher{c, (BLOCK + in_blocks - 1) / in_blocks};
-  Nothing nothing;
+  const int64_t calls = in_blocks * products_of(PARTS);
+  Hidden<PARTS> finisher{made, (BLOCK + calls - 1) / calls};
+  NoWork nothing;
   for (int64_t start = 0; start < hidden_blocks; start += hidden_at_once) {
     const int64_t count = smaller(hidden_at_once, hidden_blocks - start);
     const bf16* second = weight2 + start * PARTS * BLOCK_SIZE;
@@ -275,10 +144,12 @@ static void run_mlp_part(
       const bf16* b = weight1 + (start + i) * x_size;
       const bf16* next = i + 1 < count ? b + x_size : second;
       for (int64_t block = 0; block < num_blocks; block++) {
-        float* made = finisher.free_block();
-        multiply_blocks<PARTS>(made, true, x + block * x_size, b, in_blocks, next + block * lines * in_blocks * BLOCK, lines,
-                               finisher);
-        finisher.c = made;
+        float* c = finisher.free_block();
+        start_block();
+        add_products<PARTS>(x + block * x_size, b, in_blocks, finisher, next + block * lines * in_blocks * BLOCK, lines);
+        store_block(c);
+        finisher.finish_rows(BLOCK);
+        finisher.c = c;
         finisher.row = 0;
         finisher.end = BLOCK;
         finisher.out = hidden + (block * count + i) * PARTS * BLOCK_SIZE;
@@ -292,10 +163,14 @@ static void run_mlp_part(
       const bf16* next = panel + 1 < num_panels           ? b + panel_size
                          : start + count < hidden_blocks ? weight1 + (start + count) * x_size
                                                          : b;
-      for (int64_t block = 0; block < num_blocks; block++)
-        multiply_blocks<PARTS>(results + (block * num_panels + panel) * BLOCK_SIZE, start == 0,
-                               hidden + block * count * PARTS * BLOCK_SIZE, b, count, next + block * lines * count * BLOCK,
-                               lines, nothing);
+      for (int64_t block = 0; block < num_blocks; block++) {
+        float* c = results + (block * num_panels + panel) * BLOCK_SIZE;
+        if (start) start_block(c);
+        else start_block();
+        add_products<PARTS>(hidden + block * count * PARTS * BLOCK_SIZE, b, count, nothing,
+                            next + block * lines * count * BLOCK, lines);
+        store_block(c);
+      }
     }
   }
   for (int64_t r = 0; r < rows; r++)
@@ -338,7 +213,7 @@ static int32_t run_linear(const memvit_linear_call& call, memvit_parallel_for pa
   parallel_for(0, context.chunks.count * column_parts, 1, [](int64_t begin, int64_t end, void* data) {
     static thread_local Scratch scratch;
     const auto& c = *static_cast<const Context*>(data);
-    const WholeTiles tiles;
+    const Tiles tiles;
     for (int64_t i = begin; i < end; i++) {
       const int64_t chunk = i % c.chunks.count, part = i / c.chunks.count;
       run_linear_part<PARTS, T, O>(c.call, c.chunks.begin(chunk), c.chunks.size(chunk), part * c.panels / c.column_parts,
@@ -362,7 +237,7 @@ static int32_t run_mlp(const memvit_mlp_call& call, memvit_parallel_for parallel
   parallel_for(0, context.chunks.count, 1, [](int64_t begin, int64_t end, void* data) {
     static thread_local Scratch scratch;
     const auto& c = *static_cast<const Context*>(data);
-    const WholeTiles tiles;
+    const Tiles tiles;
     for (int64_t i = begin; i < end; i++)
       run_mlp_part<PARTS, T, O>(c.call, c.chunks.begin(i), c.chunks.size(i), c.hidden_at_once, scratch);
   }, &context);

@@ -28,7 +28,8 @@ struct memvit_tokens {
 // logits[i, j] += q[i] . table[row[i], :, entry[j]] for every query i and key j with row[i] >= 0 and entry[j] >= 0.
 struct memvit_term {
   // Multiplied by log2(e), entries padded to a multiple of 16: float32 (rows, head_dim, entries), or, where operands are
-  // bfloat16 (dtype bfloat16 from level 3 on), bfloat16 (rows, head_dim / 2, entries, 2).
+  // bfloat16 (dtype bfloat16 at level 3), bfloat16 (rows, head_dim / 2, entries, 2). On tiles: bfloat16 (rows, entries / 16,
+  // blocks of 32 of head_dim, parts, 16 pairs, 16 entries, 2), three parts for float32 and one for bfloat16.
   const void* table;
   const int32_t* row;    // (num_queries,)
   const int32_t* entry;  // (num_keys,)
@@ -47,7 +48,7 @@ struct memvit_attention_call {
   float scale;
   int32_t adds_query;              // whether q is added to the result
   int32_t dtype;                   // of q, k, v and out
-  int32_t reserved;
+  int32_t parts;                   // on tiles, bfloat16 numbers whose sum is a float32: 2 or 3
 };
 
 // Tokens on a grid: `num_class` class tokens, then time, height, width.
@@ -101,7 +102,7 @@ struct memvit_norm_call {
   int32_t dtype, added_dtype, out_dtype;
 };
 
-// out = x weight^T + bias. Weights are packed by memvit.kernels.tiled_linear: (panels of 32 columns, blocks of 32 of the depth,
+// out = x weight^T + bias. Weights are packed by memvit.kernels.tiles: (panels of 32 columns, blocks of 32 of the depth,
 // parts, 2 tiles, 16 pairs of the depth, 16 columns, 2), bfloat16, zero where there is no such column or depth.
 struct memvit_linear_call {
   int64_t rows, in_features, out_features;

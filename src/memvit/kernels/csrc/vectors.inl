@@ -18,7 +18,7 @@ static inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to
 using Vec = __m512;
 using Ints = __m512i;
 constexpr int W = 16;   // floats in a vector
-constexpr int MR = MEMVIT_LEVEL >= 4 ? 16 : 8;  // rows of a tile of the matrix kernel
+constexpr int MR = 8;   // rows of a tile of the matrix kernel
 static inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 static inline Vec load(const bf16* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
@@ -237,21 +237,13 @@ static inline __attribute__((always_inline)) void multiply(
 }
 #endif
 
-#if MEMVIT_LEVEL >= 4
-#include "tiles.inl"
-#endif
-
 // The same for a product that is the first: what was in acc does not count.
 template <int R, int V, typename O>
 static inline __attribute__((always_inline)) void product(
     Vec (&acc)[R][V], const O* a, int64_t a_stride, const O* b, int64_t depth, int64_t b_stride = P) {
-#if MEMVIT_LEVEL >= 4
-  multiply_tiles<V>(reinterpret_cast<float*>(acc), V * W, true, a, a_stride, b, depth, b_stride);
-#else
   for (int r = 0; r < R; r++)
     for (int v = 0; v < V; v++) acc[r][v] = set1(0);
   multiply<R, V>(acc, a, a_stride, b, depth, b_stride);
-#endif
 }
 
 // Memory that a thread keeps from call to call.
