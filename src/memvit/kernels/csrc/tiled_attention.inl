@@ -37,6 +37,99 @@ struct Weights {
   }
 };
 
+// Sixteen of 48 numbers, or zeros: of three vectors, one after the other.
+struct Selection {
+  Ints index;
+  __mmask16 from_two, from_third;
+  Selection(const int32_t* p) : index(_mm512_loadu_si512(p)) {
+    from_third = _mm512_cmpge_epi32_mask(index, _mm512_set1_epi32(2 * W));
+    from_two = _mm512_cmpge_epi32_mask(index, no_ints()) & ~from_third;
+  }
+  Vec of(Vec x, Vec y, Vec z) const {
+    return _mm512_mask_permutexvar_ps(_mm512_maskz_permutex2var_ps(from_two, x, index, y), from_third, index, z);
+  }
+};
+
+// Which columns of a product give keys what positions add to their logits. A key takes one entry of every term. Entries that
+// go together (those of past clips, of the present one) form groups: whoever takes one of a group takes one of it in every
+// term. So in each group the terms but the first can give up one entry, if it is subtracted from their others and added to
+// the first term's. memvit_16x4 with two past clips needs 30 columns that way, and a block of the depth has 32.
+struct PositionColumns {
+  static constexpr int MOST = 3;
+  bool is_narrow;             // entries have given up some, and all columns fit into a block; no term has more than W entries
+  int64_t starts[MOST];       // else: where each term's entries begin among all that keys take
+  int64_t count = 0;
+  int32_t column[MOST][W];    // of each entry; -1: given up
+  int32_t sources[MOST][2 * W];  // for each column, which values of a query (of the terms' W, one after the other) add up to
+                                 // it, or -1
+  float signs[2 * W];         // of the second one
+
+  explicit PositionColumns(const memvit_attention_call& call) {
+    int64_t used[MOST] = {};
+    bool is_small = call.num_terms > 0;
+    for (int64_t t = 0; t < call.num_terms; t++) {
+      int32_t most = -1;
+      for (int64_t j = 0; j < call.num_keys; j++) most = call.terms[t].entry[j] > most ? call.terms[t].entry[j] : most;
+      starts[t] = count;
+      used[t] = most + 1;
+      count += used[t];
+      is_small &= call.terms[t].entries == W;
+    }
+    is_narrow = is_small && narrow(call, used);
+  }
+
+ private:
+  bool narrow(const memvit_attention_call& call, const int64_t (&used)[MOST]) {
+    // Entries of terms but the first belong to the group of an entry of the first, which may turn out to be that of another.
+    int32_t leader[W], group[MOST][W];
+    for (int e = 0; e < W; e++) leader[e] = e;
+    for (auto& term : group)
+      for (int32_t& g : term) g = -1;
+    const auto lead = [&](int32_t e) {
+      while (leader[e] != e) e = leader[e];
+      return e;
+    };
+    for (int64_t j = 0; j < call.num_keys; j++) {
+      const int32_t first = call.terms[0].entry[j];
+      for (int64_t t = 1; t < call.num_terms; t++) {
+        const int32_t e = call.terms[t].entry[j];
+        if ((e < 0) != (first < 0)) return false;
+        if (e < 0) continue;
+        if (group[t][e] < 0) group[t][e] = first;
+        else leader[lead(first)] = lead(group[t][e]);
+      }
+    }
+    for (auto& term : sources)
+      for (int32_t& value : term) value = -1;
+    for (float& sign : signs) sign = 1;
+    int32_t columns = 0, given_up[MOST][W];
+    for (auto& term : given_up)
+      for (int32_t& e : term) e = -1;
+    for (int64_t t = call.num_terms - 1; t >= 0; t--)
+      for (int32_t e = 0; e < used[t]; e++) {
+        column[t][e] = -1;
+        const int32_t own = t ? (group[t][e] < 0 ? -1 : lead(group[t][e])) : lead(e);
+        if (own < 0) continue;  // no key takes it
+        if (t && given_up[t][own] < 0) {
+          given_up[t][own] = e;
+          continue;
+        }
+        if (columns == 2 * W) return false;
+        sources[0][columns] = static_cast<int32_t>(t * W + e);
+        if (t) {
+          sources[1][columns] = static_cast<int32_t>(t * W) + given_up[t][own];
+          signs[columns] = -1;
+        } else {
+          for (int64_t other = 1; other < call.num_terms; other++)
+            if (given_up[other][own] >= 0) sources[other][columns] = static_cast<int32_t>(other * W) + given_up[other][own];
+        }
+        column[t][e] = columns++;
+      }
+    count = columns;
+    return true;
+  }
+};
+
 template <typename T, int PARTS>
 struct TiledAttention : Queries<T> {
   using Base = Queries<T>;
@@ -44,23 +137,16 @@ struct TiledAttention : Queries<T> {
   static constexpr int VALUE_PARTS = PARTS == 1 ? 2 : PARTS;  // of what positions add
   static constexpr int TABLE_PARTS = sizeof(T) == 4 ? 3 : 1;   // of their tables
 
+  const PositionColumns columns;
   int64_t depth_blocks, max_panels, position_blocks;
-  int64_t entry_starts[3];  // where each term's entries begin among all that keys take
   bf16* packed;             // keys and values of every stream and head
   bf16* entries;            // of every plan: for every panel, ones where keys take entries
   int64_t packed_size, entries_size;
 
-  TiledAttention(const memvit_attention_call& call, KeyPlan* plans) : Base(call, plans, BLOCK) {
+  TiledAttention(const memvit_attention_call& call, KeyPlan* plans) : Base(call, plans, BLOCK), columns(call) {
     depth_blocks = blocks_of(call.head_dim);
     max_panels = blocks_of(call.num_keys);
-    int64_t taken = 0;
-    for (int64_t t = 0; t < call.num_terms; t++) {
-      entry_starts[t] = taken;
-      int32_t most = -1;
-      for (int64_t j = 0; j < call.num_keys; j++) most = call.terms[t].entry[j] > most ? call.terms[t].entry[j] : most;
-      taken += most + 1;
-    }
-    position_blocks = blocks_of(taken);
+    position_blocks = blocks_of(columns.count);
     packed_size = 2 * max_panels * depth_blocks * PARTS * BLOCK_SIZE;
     entries_size = max_panels * position_blocks * BLOCK_SIZE;
   }
@@ -74,7 +160,9 @@ struct TiledAttention : Queries<T> {
       for (int64_t t = 0; t < call.num_terms; t++) {
         const int64_t entry = call.terms[t].entry[plan.keys[j]];
         if (entry < 0) continue;
-        const int64_t at = entry_starts[t] + entry, pair = at % W, element = at % BLOCK / W;
+        const int64_t at = columns.is_narrow ? columns.column[t][entry] : columns.starts[t] + entry;
+        if (at < 0) continue;
+        const int64_t pair = at % W, element = at % BLOCK / W;
         out[(j / BLOCK * position_blocks + at / BLOCK) * BLOCK_SIZE + j % BLOCK / W * TILE_SIZE + pair * BLOCK + j % W * 2 +
             element] = ONE;
       }
@@ -155,12 +243,26 @@ struct TiledAttention : Queries<T> {
   // What positions add to the logits of queries, as left operands, over the factor that all logits get later.
   void pack_values(const float* values, int64_t rows, float factor, float* line, bf16* out) const {
     const Vec over = set1(1.f / factor);
+    if (columns.is_narrow) {
+      const Selection own[2] = {columns.sources[0], columns.sources[0] + W}, second[2] = {columns.sources[1], columns.sources[1] + W},
+                      third[2] = {columns.sources[2], columns.sources[2] + W};
+      const Vec signs[2] = {load(columns.signs), load(columns.signs + W)};
+      for (int64_t r = 0; r < BLOCK; r++) {
+        const float* row = values + smaller(r, rows - 1) * value_width;
+        const Vec x = load(row), y = call.num_terms > 1 ? load(row + W) : x, z = call.num_terms > 2 ? load(row + 2 * W) : x;
+        Vec halves[2];
+        for (int i = 0; i < 2; i++)
+          halves[i] = mul(add(fma(second[i].of(x, y, z), signs[i], own[i].of(x, y, z)), third[i].of(x, y, z)), over);
+        split<VALUE_PARTS>(halves[0], halves[1], out + r * BLOCK);
+      }
+      return;
+    }
     for (int64_t r = 0; r < BLOCK; r++) {
       // A vector's end may be beyond its term's entries: what follows is written over it.
       for (int64_t t = 0; t < call.num_terms; t++)
         for (int64_t e = 0; e < call.terms[t].entries; e += W) {
-          const Vec own = r < rows ? load(values + r * value_width + value_starts[t] + e) : set1(0);
-          store(line + entry_starts[t] + e, mul(own, over));
+          const Vec own = load(values + smaller(r, rows - 1) * value_width + value_starts[t] + e);
+          store(line + columns.starts[t] + e, mul(own, over));
         }
       for (int64_t block = 0; block < position_blocks; block++)
         split<VALUE_PARTS>(load(line + block * BLOCK), load(line + block * BLOCK + W),
