@@ -14,6 +14,7 @@ namespace memvit_amx {
 #include "vectors.inl"
 #include "queries.inl"
 #include "blocks.inl"
+#include "position_columns.inl"
 #include "tiled_attention.inl"
 #include "linear.inl"
 }

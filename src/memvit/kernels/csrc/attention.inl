@@ -10,17 +10,50 @@ constexpr int64_t KEY_BLOCK = 480;  // keys whose logits stay in cache; a multip
 constexpr int64_t QUERY_GROUP = 4 * MR;  // queries that share a key block while it is in cache
 static_assert(KEY_BLOCK % P == 0, "key blocks must be whole panels");
 
+// Where each vector of W keys of a plan finds its position values.
+struct Lookup {
+  const int32_t* offset;    // (terms, vectors): where a term's values for this vector begin; -1: gather with absolute indices
+  const int32_t* index;     // (terms, vectors, W)
+};
+
+static Lookup look_up(const memvit_attention_call& call, const KeyPlan& plan, int64_t num_vectors, int32_t* offset, int32_t* index) {
+  for (int64_t t = 0; t < call.num_terms; t++) {
+    const memvit_term& term = call.terms[t];
+    for (int64_t vector = 0; vector * W < plan.num_keys; vector++) {
+      int32_t* lanes = index + (t * num_vectors + vector) * W;
+      int32_t low = INT32_MAX, high = -1;
+      for (int64_t lane = 0; lane < W; lane++) {
+        const int64_t j = vector * W + lane;
+        lanes[lane] = j < plan.num_keys ? term.entry[plan.keys[j]] : -1;
+        if (lanes[lane] < 0) continue;
+        low = lanes[lane] < low ? lanes[lane] : low;
+        high = lanes[lane] > high ? lanes[lane] : high;
+      }
+      if (high < W) low = 0;  // also where there are none
+      const bool narrow = high - low < W;
+      offset[t * num_vectors + vector] = narrow ? low : -1;
+      for (int64_t lane = 0; narrow && lane < W; lane++)
+        if (lanes[lane] >= 0) lanes[lane] -= low;
+    }
+  }
+  return Lookup{offset, index};
+}
+
 template <typename T, typename O>
 struct Attention : Queries<T> {
   using Base = Queries<T>;
   using Base::call, Base::plan_of, Base::key, Base::query, Base::value_width;
-  using Base::value_starts, Base::num_vectors, Base::tile_size, Base::larger_of;
+  using Base::value_starts, Base::tile_size, Base::larger_of;
   static constexpr int PAIRS = sizeof(O) == 2 ? 2 : 1;  // operands in 32 bits
+  const Lookup* lookups;                  // one per plan
+  int64_t num_vectors;                    // of all keys
   O* packed;
   int64_t packed_k, packed_size;          // elements of the keys, and of keys and values, of one stream and head
 
-  Attention(const memvit_attention_call& call, KeyPlan* plans, int64_t packed_k, int64_t packed_size, O* packed)
-      : Base(call, plans, MR), packed(packed), packed_k(packed_k), packed_size(packed_size) {}
+  Attention(const memvit_attention_call& call, KeyPlan* plans, const Lookup* lookups, int64_t num_vectors, O* packed,
+            int64_t packed_k, int64_t packed_size)
+      : Base(call, plans, MR), lookups(lookups), num_vectors(num_vectors), packed(packed), packed_k(packed_k),
+        packed_size(packed_size) {}
 
   void pack(int64_t b, int64_t head) const {
     const KeyPlan& plan = plan_of(b);
@@ -99,8 +132,8 @@ struct Attention : Queries<T> {
 
   // Logits of MR queries and V vectors of keys, times log2(e).
   template <int V>
-  void logits(const O* q, int64_t q_stride, const O* panel, const KeyPlan& plan, int64_t vector, const float* values,
-              float* out, Vec (&highest)[MR]) const {
+  void logits(const O* q, int64_t q_stride, const O* panel, int64_t num_keys, const Lookup& lookup, int64_t vector,
+              const float* values, float* out, Vec (&highest)[MR]) const {
     Vec acc[MR][V];
     product<MR, V>(acc, q, q_stride, panel, call.head_dim);
     const Vec scale = set1(call.scale * LOG2_E);
@@ -109,15 +142,15 @@ struct Attention : Queries<T> {
       for (int64_t t = 0; t < call.num_terms; t++) {
         const int64_t at = t * num_vectors + vector + v;
         const float* own = values + value_starts[t];
-        const Picker picker(plan.index + at * W);
-        if (plan.offset[at] >= 0) {
-          own += plan.offset[at];
+        const Picker picker(lookup.index + at * W);
+        if (lookup.offset[at] >= 0) {
+          own += lookup.offset[at];
           for (int r = 0; r < MR; r++) acc[r][v] = add(acc[r][v], picker.near(own + r * value_width));
         } else {
           for (int r = 0; r < MR; r++) acc[r][v] = add(acc[r][v], picker.far(own + r * value_width));
         }
       }
-      const int64_t left = plan.num_keys - (vector + v) * W;
+      const int64_t left = num_keys - (vector + v) * W;
       for (int r = 0; r < MR; r++) {
         const Vec logit = left < W ? first(left, acc[r][v], -__builtin_inff()) : acc[r][v];
         store(out + r * KEY_BLOCK + v * W, logit);
@@ -137,17 +170,17 @@ struct Attention : Queries<T> {
   }
 
   // One block of keys for MR queries: brings their sums, maxima and weighted values up to date.
-  void attend(const O* q, int64_t q_stride, const O* k, const O* v, const KeyPlan& plan, int64_t key0, const float* values,
-              float* scores, O* weights, float* out, int64_t out_width, float* highest, float* sums) const {
+  void attend(const O* q, int64_t q_stride, const O* k, const O* v, const KeyPlan& plan, const Lookup& lookup, int64_t key0,
+              const float* values, float* scores, O* weights, float* out, int64_t out_width, float* highest, float* sums) const {
     const int64_t d = call.head_dim, depth = round_up(d, 2), n = smaller(KEY_BLOCK, plan.num_keys - key0);
     Vec best[MR];
     for (int r = 0; r < MR; r++) best[r] = set1(-__builtin_inff());
     for (int64_t j = 0; j < n; j += P) {
       const O* panel = k + (key0 + j) / P * P * depth;
       const int64_t vector = (key0 + j) / W;
-      if (n - j > 2 * W) logits<3>(q, q_stride, panel, plan, vector, values, scores + j, best);
-      else if (n - j > W) logits<2>(q, q_stride, panel, plan, vector, values, scores + j, best);
-      else logits<1>(q, q_stride, panel, plan, vector, values, scores + j, best);
+      if (n - j > 2 * W) logits<3>(q, q_stride, panel, plan.num_keys, lookup, vector, values, scores + j, best);
+      else if (n - j > W) logits<2>(q, q_stride, panel, plan.num_keys, lookup, vector, values, scores + j, best);
+      else logits<1>(q, q_stride, panel, plan.num_keys, lookup, vector, values, scores + j, best);
     }
     float keep[MR];
     for (int r = 0; r < MR; r++) {
@@ -209,7 +242,7 @@ struct Attention : Queries<T> {
       for (int64_t i = 0; i < padded; i++) highest[i] = -__builtin_inff(), sums[i] = 0;
       for (int64_t key0 = 0; key0 < plan.num_keys; key0 += KEY_BLOCK)
         for (int64_t i = 0; i < padded; i += MR)
-          attend(q + i * q_stride, q_stride, k, v, plan, key0, values + (i0 - begin + i) * value_width, scores, weights,
+          attend(q + i * q_stride, q_stride, k, v, plan, lookups[&plan - this->plans], key0, values + (i0 - begin + i) * value_width, scores, weights,
                  out + i * out_width, out_width, highest + i, sums + i);
       for (int64_t i = 0; i < num; i++) finish(b, head, i0 + i, out + i * out_width, plan.num_keys ? sums[i] : 0.f);
     }
@@ -235,16 +268,19 @@ static int32_t run_attention(const memvit_attention_call& call, memvit_parallel_
   const int64_t packed_k = round_up(call.num_keys, P) * depth;
   const int64_t packed_size = packed_k + round_up(call.head_dim, P) * round_up(call.num_keys, W);
   const int64_t plan_ints = round_up(call.num_keys + call.num_terms * num_vectors * (W + 1), 16);
-  const size_t bytes = num_plans * (sizeof(KeyPlan) + 4 * plan_ints) + call.batch * call.heads * packed_size * sizeof(O) + 8 * 64;
+  const size_t bytes = num_plans * (sizeof(KeyPlan) + sizeof(Lookup) + 4 * plan_ints) +
+                       call.batch * call.heads * packed_size * sizeof(O) + 8 * 64;
   Parts parts{shared.reserve(bytes)};
   KeyPlan* plans = parts.take<KeyPlan>(num_plans);
+  Lookup* lookups = parts.take<Lookup>(num_plans);
   int32_t* ints = parts.take<int32_t>(num_plans * plan_ints);
   for (int64_t i = 0; i < num_plans; i++, ints += plan_ints) {
     int32_t* offset = ints + call.num_keys;
-    plan_keys(call, call.key_mask ? call.key_mask + i * call.mask_batch_stride : nullptr, num_vectors, ints, offset,
-              offset + call.num_terms * num_vectors, plans[i]);
+    plans[i] = plan_keys(call, call.key_mask ? call.key_mask + i * call.mask_batch_stride : nullptr, ints);
+    lookups[i] = look_up(call, plans[i], num_vectors, offset, offset + call.num_terms * num_vectors);
   }
-  Attention<T, O> attention(call, plans, packed_k, packed_size, parts.take<O>(call.batch * call.heads * packed_size));
+  Attention<T, O> attention(call, plans, lookups, num_vectors, parts.take<O>(call.batch * call.heads * packed_size), packed_k,
+                            packed_size);
 
   const int64_t num_packs = call.batch * call.heads;
   parallel_for(0, num_packs, 1, [](int64_t begin, int64_t end, void* context) {

@@ -4,25 +4,30 @@
 constexpr int64_t MACRO_TILE = 512;  // queries whose position values are computed together
 constexpr float LOG2_E = 1.44269504088896341f;
 
-// Which keys take part, and where each vector of W of them finds its position values.
+// Which keys take part.
 struct KeyPlan {
   int64_t num_keys;
   const int32_t* keys;      // (num_keys,) of all keys
-  const int32_t* offset;    // (terms, vectors): where a term's values for this vector begin; -1: gather with absolute indices
-  const int32_t* index;     // (terms, vectors, W)
 };
+
+// The keys that a mask leaves (null: all), in `keys`.
+static KeyPlan plan_keys(const memvit_attention_call& call, const uint8_t* mask, int32_t* keys) {
+  int64_t n = 0;
+  for (int64_t j = 0; j < call.num_keys; j++)
+    if (!mask || mask[j]) keys[n++] = static_cast<int32_t>(j);
+  return KeyPlan{n, keys};
+}
 
 template <typename T>
 struct Queries {
   const memvit_attention_call& call;
   int64_t num_tiles, tile_size;           // macro tiles of one stream and head
   int64_t value_starts[3], value_width;   // where each term's values begin in a query's row of values
-  int64_t num_vectors;                    // of all keys
   KeyPlan* plans;                         // one per mask
 
   // Macro tiles are multiples of `step` queries.
   Queries(const memvit_attention_call& call, KeyPlan* plans, int64_t step)
-      : call(call), num_vectors((call.num_keys + W - 1) / W), plans(plans) {
+      : call(call), plans(plans) {
     num_tiles = (call.num_queries + MACRO_TILE - 1) / MACRO_TILE;
     tile_size = round_up((call.num_queries + num_tiles - 1) / larger(num_tiles, 1), step);
     value_width = 0;
@@ -78,31 +83,3 @@ struct Queries {
 
   static float larger_of(float a, float b) { return a > b ? a : b; }
 };
-
-// Fills in a plan for the keys that a mask leaves (null: all).
-static void plan_keys(const memvit_attention_call& call, const uint8_t* mask, int64_t num_vectors, int32_t* keys,
-                      int32_t* offset, int32_t* index, KeyPlan& plan) {
-  int64_t n = 0;
-  for (int64_t j = 0; j < call.num_keys; j++)
-    if (!mask || mask[j]) keys[n++] = static_cast<int32_t>(j);
-  plan = KeyPlan{n, keys, offset, index};
-  for (int64_t t = 0; t < call.num_terms; t++) {
-    const memvit_term& term = call.terms[t];
-    for (int64_t vector = 0; vector * W < n; vector++) {
-      int32_t* lanes = index + (t * num_vectors + vector) * W;
-      int32_t low = INT32_MAX, high = -1;
-      for (int64_t lane = 0; lane < W; lane++) {
-        const int64_t j = vector * W + lane;
-        lanes[lane] = j < n ? term.entry[keys[j]] : -1;
-        if (lanes[lane] < 0) continue;
-        low = lanes[lane] < low ? lanes[lane] : low;
-        high = lanes[lane] > high ? lanes[lane] : high;
-      }
-      if (high < W) low = 0;  // also where there are none
-      const bool narrow = high - low < W;
-      offset[t * num_vectors + vector] = narrow ? low : -1;
-      for (int64_t lane = 0; narrow && lane < W; lane++)
-        if (lanes[lane] >= 0) lanes[lane] -= low;
-    }
-  }
-}
