@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 LEVELS = ("off", "avx2", "avx512", "avx512_bf16", "amx")
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 class _Tokens(Structure):
@@ -101,28 +101,6 @@ class _NormCall(Structure):
     ]
 
 
-class _LinearCall(Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("rows", "in_features", "out_features")),
-        ("x", c_void_p),
-        ("x_stride", c_int64),
-        *((name, c_void_p) for name in ("weight", "bias", "out")),
-        ("out_stride", c_int64),
-        *((name, c_int32) for name in ("dtype", "out_dtype", "parts", "num_threads")),
-    ]
-
-
-class _MLPCall(Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("rows", "in_features", "hidden_features", "out_features")),
-        ("x", c_void_p),
-        ("x_stride", c_int64),
-        *((name, c_void_p) for name in ("weight1", "bias1", "weight2", "bias2", "out")),
-        ("out_stride", c_int64),
-        *((name, c_int32) for name in ("dtype", "out_dtype", "parts", "num_threads")),
-    ]
-
-
 class _Library(NamedTuple):
     handle: ctypes.CDLL
     parallel_for: c_void_p
@@ -186,7 +164,7 @@ def can_run(*tensors: Tensor | None) -> bool:
     given = [t for t in tensors if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in given):
         return False
-    return all(t.device.type == "cpu" and t.dtype in _DTYPES for t in given)
+    return all(t.device.type == "cpu" and t.dtype in DTYPES for t in given)
 
 
 def lanes() -> int:
@@ -212,10 +190,13 @@ def num_parts(dtype: torch.dtype) -> int:
 
     In float32 it depends on what PyTorch is told (`torch.set_float32_matmul_precision`).
     """
-    return _PARTS.get(torch.backends.mkldnn.matmul.fp32_precision, 3) if dtype == torch.float32 else 1
+    if dtype != torch.float32:
+        return 1
+    return _PARTS.get(torch.backends.mkldnn.matmul.fp32_precision, 3)  # type: ignore[attr-defined]
 
 
-def _run(name: str, call: Structure) -> None:
+def run(name: str, call: Structure) -> None:
+    """Runs a kernel on PyTorch's threads with the instructions chosen."""
     assert isinstance(_loaded, _Library)
     result = getattr(_loaded.handle, f"memvit_{name}")(byref(call), _level, _loaded.parallel_for)
     assert result == 0, f"the CPU kernel {name} does not take these shapes"
@@ -256,11 +237,11 @@ def attention(
         key_mask = key_mask.contiguous()
         call.key_mask, call.mask_batch_stride = key_mask.data_ptr(), key_mask.shape[1] if len(key_mask) > 1 else 0
     for i, (table, row, entry) in enumerate(zip(tables, rows, entries, strict=True)):
-        entries = 16 * table.shape[1] if has_tiles() else table.shape[2]
-        call.terms[i] = _Term(table.data_ptr(), row.data_ptr(), entry.data_ptr(), table.shape[0], entries)
+        num_entries = 16 * table.shape[1] if has_tiles() else table.shape[2]
+        call.terms[i] = _Term(table.data_ptr(), row.data_ptr(), entry.data_ptr(), table.shape[0], num_entries)
     call.num_terms, call.scale = len(tables), scale
-    call.adds_query, call.dtype, call.parts = residual_from >= 0, _DTYPES[q.dtype], num_parts(q.dtype)
-    _run("attention", call)
+    call.adds_query, call.dtype, call.parts = residual_from >= 0, DTYPES[q.dtype], num_parts(q.dtype)
+    run("attention", call)
     return out
 
 
@@ -313,8 +294,8 @@ def pool_norm(
         pooling.padding[:], pooling.out_grid[:] = own[6:9], own[9:]
         t, h, w = own[9:]
         starts[target] += (num_class + t * h * w) * C * dtype.itemsize
-    call = _PoolCall(B, C, num_class, volumes, len(xs), poolings, len(weights), _DTYPES[xs[0].dtype], _DTYPES[dtype])
-    _run("pool_norm", call)
+    call = _PoolCall(B, C, num_class, volumes, len(xs), poolings, len(weights), DTYPES[xs[0].dtype], DTYPES[dtype])
+    run("pool_norm", call)
     return outs
 
 
@@ -335,8 +316,8 @@ def max_pool(
     call = _MaxPoolCall(B, C, num_class, _Volume(_tokens(x)))
     call.volume.grid[:], call.out_grid[:] = grid, out_grid
     call.kernel[:], call.stride[:], call.padding[:] = kernel, stride, padding
-    call.out, call.dtype, call.out_dtype = out.data_ptr(), _DTYPES[x.dtype], _DTYPES[dtype]
-    _run("max_pool", call)
+    call.out, call.dtype, call.out_dtype = out.data_ptr(), DTYPES[x.dtype], DTYPES[dtype]
+    run("max_pool", call)
     return out
 
 
@@ -358,62 +339,9 @@ def layer_norm(
         bias.data_ptr(),
         out.data_ptr(),
         eps,
-        _DTYPES[x.dtype],
-        _DTYPES[x.dtype if added is None else added.dtype],
-        _DTYPES[dtype],
+        DTYPES[x.dtype],
+        DTYPES[x.dtype if added is None else added.dtype],
+        DTYPES[dtype],
     )
-    _run("layer_norm", call)
+    run("layer_norm", call)
     return total, out
-
-
-class PackedLinear(NamedTuple):
-    """A linear layer's parameters as `linear` and `mlp` take them.
-
-    Attributes:
-        weight: of `memvit.kernels.tiles.pack_weight`.
-        bias: float32 (out_features,), or none.
-        out_features: of the layer.
-        parts: bfloat16 numbers for each of its weights.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    out_features: int
-    parts: int
-
-
-def _address(t: Tensor | None) -> int | None:
-    return None if t is None else t.data_ptr()
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(..., C) -> (rows, C), without a copy where the rows lie evenly."""
-    rows = x if x.dim() == 2 else x.flatten(0, -2)
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
-
-
-def linear(x: Tensor, layer: PackedLinear, dtype: torch.dtype) -> Tensor:
-    """(..., in_features) float32 or bfloat16 -> (..., out_features) of `dtype`; for tiles, see `has_tiles`."""
-    rows, width = _rows(x), layer.out_features
-    out = x.new_empty(*x.shape[:-1], width, dtype=dtype)
-    call = _LinearCall(*rows.shape, width, rows.data_ptr(), rows.stride(0))
-    call.weight, call.bias = layer.weight.data_ptr(), _address(layer.bias)
-    call.out, call.out_stride = out.data_ptr(), width
-    call.dtype, call.out_dtype = _DTYPES[x.dtype], _DTYPES[dtype]
-    call.parts, call.num_threads = layer.parts, torch.get_num_threads()
-    _run("linear", call)
-    return out
-
-
-def mlp(x: Tensor, layer1: PackedLinear, layer2: PackedLinear, dtype: torch.dtype) -> Tensor:
-    """layer2(gelu(layer1(x))): (..., in_features) -> (..., out_features) of `dtype`; for tiles, see `has_tiles`."""
-    rows, width = _rows(x), layer2.out_features
-    out = x.new_empty(*x.shape[:-1], width, dtype=dtype)
-    call = _MLPCall(*rows.shape, layer1.out_features, width, rows.data_ptr(), rows.stride(0))
-    call.weight1, call.bias1 = layer1.weight.data_ptr(), _address(layer1.bias)
-    call.weight2, call.bias2 = layer2.weight.data_ptr(), _address(layer2.bias)
-    call.out, call.out_stride = out.data_ptr(), width
-    call.dtype, call.out_dtype = _DTYPES[x.dtype], _DTYPES[dtype]
-    call.parts, call.num_threads = layer1.parts, torch.get_num_threads()
-    _run("mlp", call)
-    return out

@@ -16,13 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from memvit.kernels import cpu
+from memvit.kernels import cpu, tiles
 from memvit.kernels.backend import compute_dtype, use_reference
 from memvit.kernels.frozen import frozen
 from memvit.kernels.ops import register
-from memvit.kernels.tiles import packed_layer
-import os
-TILES_BF=os.environ.get("TILES_BF")=="1"
 
 # Hidden activations of more bytes are worked through in parts: large blocks of memory come fresh from the system each time,
 # and touching their pages for the first time costs more than the multiplication.
@@ -107,8 +104,8 @@ def _packed(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) 
 
 @torch.no_grad()
 def _run_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    if cpu.has_tiles() and (dtype == torch.float32 or TILES_BF):
-        return cpu.linear(x, packed_layer(weight, bias, dtype), dtype)
+    if cpu.has_tiles():
+        return tiles.linear(x, tiles.packed_layer(weight, bias, dtype), dtype)
     packed, bias = _packed(x, weight, bias, dtype)
     return torch.ops.mkldnn._linear_pointwise(x.to(dtype).contiguous(), packed, bias, "none", [], "")
 
@@ -118,8 +115,8 @@ def _run_mlp(
     x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     if cpu.has_tiles():
-        layers = packed_layer(weight1, bias1, dtype), packed_layer(weight2, bias2, dtype)
-        return cpu.mlp(x, *layers, dtype)
+        layers = tiles.packed_layer(weight1, bias1, dtype), tiles.packed_layer(weight2, bias2, dtype)
+        return tiles.mlp(x, *layers, dtype)
     packed1, bias1 = _packed(x, weight1, bias1, dtype)
     packed2, bias2 = _packed(x, weight2, bias2, dtype)
 

@@ -3,7 +3,8 @@
 The definition is PyTorch's convolution, of few channels, at which cuDNN is slow in low precision. On CUDA, where the clips
 want no gradient, a kernel of ours writes every patch as a row, converted on the way, and one matrix product with the filters
 gives tokens as the model wants them: channels last. The rows take far more memory than the clips, so training does not keep
-them: it gathers them again for the gradient of the filters.
+them: it gathers them again for the gradient of the filters. On CPUs with AMX's tiles, patches become left operands of such a
+product where they lie (csrc/linear.inl).
 
 `memvit::gather_patches` and `memvit::patch_filters_grad` are operators of PyTorch, opaque to torch.compile, which keeps one
 graph around them. Triton is imported at the first launch: this module can be imported everywhere.
@@ -18,7 +19,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
+from memvit.kernels import cpu, tiles
 from memvit.kernels.backend import compute_dtype, use_reference
 from memvit.kernels.frozen import frozen
 from memvit.kernels.ops import ON_GPUS, register
@@ -29,12 +32,32 @@ Size3 = tuple[int, int, int]
 ROW_MULTIPLE = 8  # matrix products in low precision are fast on rows of whole 16 bytes
 
 
-def patch_embed(clips: Tensor, conv: nn.Conv3d) -> Tensor:
-    """conv(clips).flatten(2).transpose(1, 2): (B, channels, frames, height, width) -> (B, N, C).
+def patch_embed(clips: Tensor, conv: nn.Conv3d, front: Tensor | None = None) -> Tensor:
+    """Tokens of patches, conv(clips).flatten(2).transpose(1, 2), behind others.
+
+    Args:
+        clips: (B, channels, frames, height, width).
+        conv: the embedding.
+        front: (1, n, C), what comes before every clip's tokens; None: nothing.
+
+    Returns:
+        (B, n + N, C).
 
     Where our kernel runs, float32 products are exact to float32 or not as `torch.backends.cuda.matmul` says, not as
     `torch.backends.cudnn` does.
     """
+    if _can_run_on_tiles(clips, conv):
+        num_front = 0 if front is None else front.shape[1]
+        window = list(conv.kernel_size), list(conv.stride), list(conv.padding)
+        tokens = _tiled_patches(clips, conv.weight, conv.bias, *window, num_front, compute_dtype(clips))
+        if front is not None:
+            tokens[:, :num_front] = front
+        return tokens
+    tokens = _embed(clips, conv)
+    return tokens if front is None else torch.cat([front.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
+
+
+def _embed(clips: Tensor, conv: nn.Conv3d) -> Tensor:
     if not _can_gather(clips, conv):
         return conv(clips).flatten(2).transpose(1, 2)
     window = conv.kernel_size, conv.stride, conv.padding
@@ -61,6 +84,22 @@ def _can_gather(clips: Tensor, conv: nn.Conv3d) -> bool:
     """Whether our kernel takes these. What is wrong is left to the convolution, which says so."""
     if use_reference() or not _is_on_gpu(clips) or (torch.is_grad_enabled() and clips.requires_grad):
         return False
+    return _is_plain(clips, conv)
+
+
+def _can_run_on_tiles(clips: Tensor, conv: nn.Conv3d) -> bool:
+    """Whether the kernel on AMX's tiles takes these."""
+    if use_reference() or clips.device.type != "cpu" or not cpu.has_tiles():
+        return False
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (clips, *conv.parameters())):
+        return False
+    if not torch.compiler.is_compiling() and conv.weight.is_inference():
+        return False  # whose changes cannot be seen
+    return _is_plain(clips, conv) and {clips.dtype, compute_dtype(clips)} <= cpu.DTYPES.keys()
+
+
+def _is_plain(clips: Tensor, conv: nn.Conv3d) -> bool:
+    """Whether it is a convolution that rows of patches can stand for, of clips that it takes."""
     # Whatever replaces the layer (adapters) or its weight (quantisation) computes in its own way.
     if type(conv) is not nn.Conv3d or type(conv.weight) is not nn.Parameter or conv.weight.device != clips.device:
         return False
@@ -118,6 +157,37 @@ class _PatchEmbed(torch.autograd.Function):
         return None, weight_grad, bias_grad, None, None
 
 
+@torch.no_grad()
+def _run_tiled(
+    clips: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    num_front: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    layer = tiles.packed_layer(weight, bias, dtype)
+    return tiles.patches(
+        clips, layer, kernel, stride, padding, patch_grid(clips, kernel, stride, padding), num_front, dtype
+    )
+
+
+def _fake_tiled(
+    clips: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    num_front: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    num_patches = math.prod(patch_grid(clips, kernel, stride, padding))
+    return clips.new_empty(clips.shape[0], num_front + num_patches, weight.shape[0], dtype=dtype)
+
+
 def _run_gather(clips: Tensor, kernel: list[int], stride: list[int], padding: list[int], dtype: torch.dtype) -> Tensor:
     from memvit.kernels.triton_patches import gather
 
@@ -156,3 +226,17 @@ _filters_grad = register(
     _fake_filters_grad,
     ON_GPUS,
 )
+# (B, channels, frames, height, width) -> (B, num_front + N, C), the first of them left as they are
+_tiled_patches = register(
+    "tiled_patches(Tensor clips, Tensor weight, Tensor? bias, int[] kernel, int[] stride, int[] padding, int num_front, "
+    "ScalarType dtype) -> Tensor",
+    _run_tiled,
+    _fake_tiled,
+)
+
+
+@register_flop_formula(torch.ops.memvit.tiled_patches)
+def _tiled_flops(
+    clips: Sequence[int], weight: Sequence[int], *_: object, out_shape: Sequence[int], **__: object
+) -> int:
+    return 2 * out_shape[0] * out_shape[1] * math.prod(weight)

@@ -8,6 +8,11 @@ bits, or one.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from ctypes import Structure, c_int32, c_int64, c_void_p
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +23,54 @@ from memvit.kernels.frozen import frozen
 # Of csrc/blocks.inl: a panel is two tiles of 16 columns, a block of the depth is 16 pairs of numbers.
 _TILE = 16
 _BLOCK = 32
+
+
+class _LinearCall(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("rows", "in_features", "out_features")),
+        ("x", c_void_p),
+        ("x_stride", c_int64),
+        *((name, c_void_p) for name in ("weight", "bias", "out")),
+        *((name, c_int64) for name in ("out_stride", "group_rows", "front_rows")),
+        *((name, c_int32) for name in ("dtype", "out_dtype", "parts", "num_threads")),
+    ]
+
+
+class _PatchCall(Structure):
+    _fields_ = [
+        ("linear", _LinearCall),
+        ("clips", c_void_p),
+        ("strides", c_int64 * 4),
+        *((name, c_int64) for name in ("batch", "channels")),
+        *((name, c_int64 * 3) for name in ("size", "kernel", "stride", "padding", "grid")),
+    ]
+
+
+class _MLPCall(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("rows", "in_features", "hidden_features", "out_features")),
+        ("x", c_void_p),
+        ("x_stride", c_int64),
+        *((name, c_void_p) for name in ("weight1", "bias1", "weight2", "bias2", "out")),
+        ("out_stride", c_int64),
+        *((name, c_int32) for name in ("dtype", "out_dtype", "parts", "num_threads")),
+    ]
+
+
+class PackedLinear(NamedTuple):
+    """A linear layer's parameters as `linear` and `mlp` take them.
+
+    Attributes:
+        weight: of `pack_weight`.
+        bias: float32 (out_features,), or none.
+        out_features: of the layer.
+        parts: bfloat16 numbers for each of its weights.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    out_features: int
+    parts: int
 
 
 def _as_tiles(columns: Tensor, parts: int) -> Tensor:
@@ -63,13 +116,96 @@ def pack_table(table: Tensor, parts: int) -> Tensor:
     return _as_tiles(padded.reshape(-1, head_dim), parts).unflatten(0, (rows, -1))
 
 
-def packed_layer(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> cpu.PackedLinear:
-    """A layer's parameters for products computed in `dtype`, packed once for as long as they do not change."""
+def packed_layer(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> PackedLinear:
+    """A layer's parameters for products computed in `dtype`, packed once for as long as they do not change.
+
+    Args:
+        weight: (out_features, ...), what follows being flattened.
+    """
     parts = cpu.num_parts(dtype)
 
-    def pack() -> cpu.PackedLinear:
-        return cpu.PackedLinear(
-            pack_weight(weight.detach(), parts), None if bias is None else bias.detach().float(), weight.shape[0], parts
+    def pack() -> PackedLinear:
+        return PackedLinear(
+            pack_weight(weight.detach().flatten(1), parts),
+            None if bias is None else bias.detach().float(),
+            weight.shape[0],
+            parts,
         )
 
     return frozen([weight] if bias is None else [weight, bias], ("tiles", parts), pack)
+
+
+def _address(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(..., C) -> (rows, C), without a copy where the rows lie evenly."""
+    rows = x if x.dim() == 2 else x.flatten(0, -2)
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+def linear(x: Tensor, layer: PackedLinear, dtype: torch.dtype) -> Tensor:
+    """(..., in_features) float32 or bfloat16 -> (..., out_features) of `dtype`; for tiles, see `cpu.has_tiles`."""
+    rows = _rows(x)
+    out = x.new_empty(*x.shape[:-1], layer.out_features, dtype=dtype)
+    call = _linear_call(layer, out, x.dtype)
+    call.rows, call.in_features = rows.shape
+    call.x, call.x_stride, call.group_rows = rows.data_ptr(), rows.stride(0), max(len(rows), 1)
+    cpu.run("linear", call)
+    return out
+
+
+def patches(
+    clips: Tensor,
+    layer: PackedLinear,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    grid: Sequence[int],
+    num_front: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """A layer on the windows of a convolution; for tiles, see `cpu.has_tiles`.
+
+    Args:
+        clips: (B, channels, frames, height, width), float32 or bfloat16.
+        layer: on windows (channels, time, height, width), flattened.
+        grid: of the windows.
+        num_front: rows in front of each clip's, which are left alone.
+
+    Returns:
+        (B, num_front + windows, out_features).
+    """
+    clips = clips if clips.stride(-1) == 1 else clips.contiguous()
+    B, channels, *size = clips.shape
+    out = clips.new_empty(B, num_front + math.prod(grid), layer.out_features, dtype=dtype)
+    call = _PatchCall(_linear_call(layer, out, clips.dtype), clips.data_ptr())
+    call.linear.front_rows = num_front
+    call.strides[:], call.batch, call.channels = clips.stride()[:4], B, channels
+    call.size[:], call.grid[:] = size, grid
+    call.kernel[:], call.stride[:], call.padding[:] = kernel, stride, padding
+    cpu.run("patches", call)
+    return out
+
+
+def _linear_call(layer: PackedLinear, out: Tensor, dtype: torch.dtype) -> _LinearCall:
+    call = _LinearCall(out_features=layer.out_features, weight=layer.weight.data_ptr(), bias=_address(layer.bias))
+    call.out, call.out_stride = out.data_ptr(), layer.out_features
+    call.dtype, call.out_dtype = cpu.DTYPES[dtype], cpu.DTYPES[out.dtype]
+    call.parts, call.num_threads = layer.parts, torch.get_num_threads()
+    return call
+
+
+def mlp(x: Tensor, layer1: PackedLinear, layer2: PackedLinear, dtype: torch.dtype) -> Tensor:
+    """layer2(gelu(layer1(x))): (..., in_features) -> (..., out_features) of `dtype`; for tiles, see `cpu.has_tiles`."""
+    rows, width = _rows(x), layer2.out_features
+    out = x.new_empty(*x.shape[:-1], width, dtype=dtype)
+    call = _MLPCall(*rows.shape, layer1.out_features, width, rows.data_ptr(), rows.stride(0))
+    call.weight1, call.bias1 = layer1.weight.data_ptr(), _address(layer1.bias)
+    call.weight2, call.bias2 = layer2.weight.data_ptr(), _address(layer2.bias)
+    call.out, call.out_stride = out.data_ptr(), width
+    call.dtype, call.out_dtype = cpu.DTYPES[x.dtype], cpu.DTYPES[dtype]
+    call.parts, call.num_threads = layer1.parts, torch.get_num_threads()
+    cpu.run("mlp", call)
+    return out

@@ -41,9 +41,9 @@ class PatchEmbed(nn.Module):
             config.in_channels, config.embed_dim, config.patch_kernel, config.patch_stride, config.patch_padding
         )
 
-    def forward(self, clips: Tensor) -> Tensor:
-        """(B, channels, frames, height, width) -> (B, N, embed_dim), ordered time, height, width."""
-        return patch_embed(clips, self.proj)
+    def forward(self, clips: Tensor, front: Tensor | None = None) -> Tensor:
+        """(B, channels, frames, height, width) -> (B, n + N, embed_dim): `front`, (1, n, embed_dim), and tokens, time first."""
+        return patch_embed(clips, self.proj, front)
 
     def grid(self, size: Size3) -> Size3:
         """The token grid of a clip of (frames, height, width)."""
@@ -322,9 +322,7 @@ class MeMViT(HubModel):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             thaw(self.parameters())  # an optimiser will change them
 
-        x = self.patch_embed(clips)
-        if self.config.class_token:
-            x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
+        x = self.patch_embed(clips, self.cls_token if self.config.class_token else None)
         if self.config.absolute_positions != "none":
             x = x + self.positions(grid)
         x = self.pos_drop(x)

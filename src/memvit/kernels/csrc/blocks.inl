@@ -13,18 +13,18 @@ constexpr int64_t TILE_SIZE = BLOCK_SIZE / 2;  // bfloat16 numbers in a tile reg
 
 static inline int64_t blocks_of(int64_t n) { return (n + BLOCK - 1) / BLOCK; }
 
-static inline Vec load_first(const float* p, int64_t n) {
-  return _mm512_maskz_loadu_ps(n >= W ? 0xffff : n > 0 ? (1u << n) - 1 : 0, p);
+static inline Vec load_masked(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
+static inline Vec load_masked(const bf16* p, __mmask16 mask) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16));
 }
-static inline Vec load_first(const bf16* p, int64_t n) {
-  const __m256i bits = _mm256_maskz_loadu_epi16(n >= W ? 0xffff : n > 0 ? (1u << n) - 1 : 0, p);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
+static inline __mmask16 first_lanes(int64_t n) { return n >= W ? 0xffff : n > 0 ? (1u << n) - 1 : 0; }
+template <typename T>
+static inline Vec load_first(const T* p, int64_t n) { return load_masked(p, first_lanes(n)); }
 static inline void store_first(float* p, Vec v, int64_t n) {
-  _mm512_mask_storeu_ps(p, n >= W ? 0xffff : n > 0 ? (1u << n) - 1 : 0, v);
+  _mm512_mask_storeu_ps(p, first_lanes(n), v);
 }
 static inline void store_first(bf16* p, Vec v, int64_t n) {
-  _mm256_mask_storeu_epi16(p, n >= W ? 0xffff : n > 0 ? (1u << n) - 1 : 0, (__m256i)_mm512_cvtneps_pbh(v));
+  _mm256_mask_storeu_epi16(p, first_lanes(n), (__m256i)_mm512_cvtneps_pbh(v));
 }
 
 // One row of a block, 32 floats, as PARTS rows of bfloat16 numbers that add up to it. Depths lie as weights have them: where

@@ -21,6 +21,7 @@ namespace memvit_amx {
 int32_t attention(const memvit_attention_call*, memvit_parallel_for);
 int32_t linear(const memvit_linear_call*, memvit_parallel_for);
 int32_t mlp(const memvit_mlp_call*, memvit_parallel_for);
+int32_t patches(const memvit_patch_call*, memvit_parallel_for);
 }
 
 // Whether there are AMX's tiles for bfloat16, and the system lets this process have the 8 KiB that they add to its state.
@@ -75,17 +76,22 @@ int32_t memvit_layer_norm(const memvit_norm_call* call, int32_t level, memvit_pa
   MEMVIT_DISPATCH(layer_norm)
 }
 
-int32_t memvit_linear(const memvit_linear_call* call, int32_t level, memvit_parallel_for parallel_for) {
+// What there is for tiles alone.
 #if MEMVIT_HAS_AMX
-  if (level == 4) return memvit_amx::linear(call, parallel_for);
+#define MEMVIT_ON_TILES(name) return level == 4 ? memvit_amx::name(call, parallel_for) : 1;
+#else
+#define MEMVIT_ON_TILES(name) return 1;
 #endif
-  return 1;
+
+int32_t memvit_linear(const memvit_linear_call* call, int32_t level, memvit_parallel_for parallel_for) {
+  MEMVIT_ON_TILES(linear)
 }
 
 int32_t memvit_mlp(const memvit_mlp_call* call, int32_t level, memvit_parallel_for parallel_for) {
-#if MEMVIT_HAS_AMX
-  if (level == 4) return memvit_amx::mlp(call, parallel_for);
-#endif
-  return 1;
+  MEMVIT_ON_TILES(mlp)
+}
+
+int32_t memvit_patches(const memvit_patch_call* call, int32_t level, memvit_parallel_for parallel_for) {
+  MEMVIT_ON_TILES(patches)
 }
 }

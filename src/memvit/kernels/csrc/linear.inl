@@ -1,4 +1,5 @@
-// Linear layers, and the two of an MLP with their GELU, on AMX's tiles. Included inside a namespace, after blocks.inl.
+// Linear layers, the two of an MLP with their GELU, and the patch embedding, on AMX's tiles. Included inside a namespace, after
+// blocks.inl.
 
 constexpr int64_t CACHE = 1280 << 10;  // bytes that what is read over and over may take of the second cache (2 MiB)
 
@@ -38,20 +39,23 @@ static inline Vec gelu(Vec x) {
 // products of the next block, on units that these leave idle.
 template <typename O>
 struct Results {
+  const memvit_linear_call& call;
   float* buffers;  // two blocks: one is being made while the other waits
   int64_t rows_at_once;
   int64_t row = 0, end = 0;
   const float* c = nullptr;
-  O* out = nullptr;
-  int64_t stride = 0, left = 0;
+  int64_t first = 0, column = 0, left = 0;  // row and column of all that the block begins with, and how many columns are left
+  int64_t group = 0;                        // of rows
   Vec low_bias, high_bias;
 
   float* free_block() const { return c == buffers ? buffers + BLOCK_SIZE : buffers; }
   void some() { finish_rows(rows_at_once); }
   void finish_rows(int64_t count) {
     for (const int64_t until = smaller(end, row + count); row < until; row++) {
-      store_first(out + row * stride, add(load(c + row * BLOCK), low_bias), left);
-      store_first(out + row * stride + W, add(load(c + row * BLOCK + W), high_bias), left - W);
+      while (first + row >= (group + 1) * call.group_rows) group++;
+      O* out = static_cast<O*>(call.out) + (first + row + (group + 1) * call.front_rows) * call.out_stride + column;
+      store_first(out, add(load(c + row * BLOCK), low_bias), left);
+      store_first(out + W, add(load(c + row * BLOCK + W), high_bias), left - W);
     }
   }
 };
@@ -76,21 +80,85 @@ struct Hidden {
   }
 };
 
+// Rows that lie in memory.
+template <typename T>
+struct Rows {
+  const T* x;
+  int64_t stride, depth;
+
+  size_t scratch_bytes() const { return 0; }
+  template <int PARTS>
+  void pack(int64_t first, int64_t count, bf16* out, Parts) const { pack_rows<PARTS>(x + first * stride, stride, count, depth, out); }
+};
+
+// Patches of clips as rows: the windows of a convolution, its channels outermost, its columns innermost.
+template <typename T>
+struct Patches {
+  const memvit_patch_call& call;
+
+  int64_t depth() const { return call.channels * call.kernel[0] * call.kernel[1] * call.kernel[2]; }
+  size_t scratch_bytes() const { return 2 * ((round_up(depth(), BLOCK) + W) * sizeof(float) + 64); }
+
+  template <int PARTS>
+  void pack(int64_t first, int64_t count, bf16* out, Parts parts) const {
+    const int64_t padded = round_up(depth(), BLOCK), blocks = padded / BLOCK;
+    float* rows[2];
+    for (float*& row : rows) {
+      row = parts.take<float>(padded + W);
+      for (int64_t k = 0; k < padded; k++) row[k] = 0;
+    }
+    // A row is split while the next one is gathered: what was just stored in other pieces is slow to load.
+    for (int64_t r = 0; r <= round_up(count, BLOCK); r++) {
+      if (r < count) gather(first + r, rows[r % 2]);
+      if (r == 0) continue;
+      const float* row = rows[(r - 1) % 2];
+      bf16* line = out + (r - 1) / BLOCK * blocks * PARTS * BLOCK_SIZE + (r - 1) % BLOCK * BLOCK;
+      for (int64_t k = 0; k < padded; k += BLOCK, line += PARTS * BLOCK_SIZE) split<PARTS>(load(row + k), load(row + k + W), line);
+    }
+  }
+
+  void gather(int64_t patch, float* to) const {
+    const int64_t kw = call.kernel[2], w = patch % call.grid[2], h = patch / call.grid[2] % call.grid[1];
+    const int64_t t = patch / (call.grid[2] * call.grid[1]) % call.grid[0], b = patch / (call.grid[2] * call.grid[1] * call.grid[0]);
+    const int64_t from_t = t * call.stride[0] - call.padding[0], from_h = h * call.stride[1] - call.padding[1];
+    const int64_t from_w = w * call.stride[2] - call.padding[2];
+    // Of a window's columns, W at a time, those inside the picture. What a vector has too much is written over by the next one.
+    const int64_t low = larger(-from_w, 0), high = smaller(call.size[2] - from_w, kw);
+    const auto inside = [&](int64_t k) { return static_cast<__mmask16>(first_lanes(high - k) & ~first_lanes(low - k)); };
+    const __mmask16 first = inside(0);
+    const T* clip = static_cast<const T*>(call.clips) + b * call.strides[0] + from_w;
+    float* const end = to + depth();
+    for (int64_t c = 0; c < call.channels; c++)
+      for (int64_t i = from_t; i < from_t + call.kernel[0]; i++) {
+        const bool has_frame = i >= 0 && i < call.size[0];
+        const T* line = clip + c * call.strides[1] + i * call.strides[2] + from_h * call.strides[3];
+        for (int64_t j = from_h; j < from_h + call.kernel[1]; j++, line += call.strides[3], to += kw) {
+          const bool has_line = has_frame && j >= 0 && j < call.size[1];
+          store(to, has_line ? load_masked(line, first) : set1(0));
+          for (int64_t k = W; k < kw; k += W) store(to + k, has_line ? load_masked(line + k, inside(k)) : set1(0));
+        }
+      }
+    store(end, set1(0));
+  }
+};
+
 // One part of the work: `rows` rows and the panels from `first` to `end`.
-template <int PARTS, typename T, typename O>
+template <int PARTS, typename Source, typename O>
 static void run_linear_part(
-    const memvit_linear_call& call, int64_t first_row, int64_t rows, int64_t first, int64_t end, Scratch& scratch) {
+    const memvit_linear_call& call, const Source& source, int64_t first_row, int64_t rows, int64_t first, int64_t end,
+    Scratch& scratch) {
   const int64_t depth_blocks = blocks_of(call.in_features), num_blocks = blocks_of(rows);
   const int64_t row_size = depth_blocks * PARTS * BLOCK_SIZE;  // of a block of rows, and of a panel
-  Parts parts{scratch.reserve(num_blocks * row_size * sizeof(bf16) + 2 * BLOCK_SIZE * sizeof(float) + 64)};
+  Parts parts{scratch.reserve(num_blocks * row_size * sizeof(bf16) + 2 * BLOCK_SIZE * sizeof(float) +
+                              source.scratch_bytes() + 2 * 64)};
   bf16* a = parts.take<bf16>(num_blocks * row_size);
   float* made = parts.take<float>(2 * BLOCK_SIZE);
-  pack_rows<PARTS>(static_cast<const T*>(call.x) + first_row * call.x_stride, call.x_stride, rows, call.in_features, a);
+  source.template pack<PARTS>(first_row, rows, a, parts);
   const bf16* weight = static_cast<const bf16*>(call.weight);
   const int64_t lines = (PARTS * BLOCK + num_blocks - 1) / num_blocks;
   const int64_t calls = depth_blocks * products_of(PARTS);
-  Results<O> results{made, (BLOCK + calls - 1) / calls};
-  results.stride = call.out_stride;
+  const int64_t first_group = first_row / call.group_rows;
+  Results<O> results{call, made, (BLOCK + calls - 1) / calls};
   for (int64_t panel = first; panel < end; panel++) {
     const int64_t column = panel * BLOCK, left = call.out_features - column;
     const bf16* b = weight + panel * row_size;
@@ -104,7 +172,9 @@ static void run_linear_part(
       results.c = c;
       results.row = 0;
       results.end = smaller(BLOCK, rows - block * BLOCK);
-      results.out = static_cast<O*>(call.out) + (first_row + block * BLOCK) * call.out_stride + column;
+      results.first = first_row + block * BLOCK;
+      results.group = block ? results.group : first_group;
+      results.column = column;
       results.left = left;
       results.low_bias = call.bias ? load_first(call.bias + column, left) : set1(0);
       results.high_bias = call.bias ? load_first(call.bias + column + W, left - W) : set1(0);
@@ -195,10 +265,11 @@ struct Chunks {
   int64_t size(int64_t i) const { return smaller((i + 1) * blocks / count * BLOCK, rows) - begin(i); }
 };
 
-template <int PARTS, typename T, typename O>
-static int32_t run_linear(const memvit_linear_call& call, memvit_parallel_for parallel_for) {
+template <int PARTS, typename O, typename Source>
+static int32_t run_rows(const memvit_linear_call& call, const Source& source, memvit_parallel_for parallel_for) {
   struct Context {
     const memvit_linear_call& call;
+    const Source& source;
     Chunks chunks;
     int64_t panels, column_parts;
   };
@@ -208,7 +279,7 @@ static int32_t run_linear(const memvit_linear_call& call, memvit_parallel_for pa
   int64_t column_parts = smaller((ENOUGH * call.num_threads + blocks - 1) / larger(blocks, 1), call.num_threads);
   column_parts = larger(smaller(column_parts, panels), 1);
   const int64_t bytes = blocks_of(call.in_features) * PARTS * BLOCK_SIZE * sizeof(bf16);
-  Context context{call, Chunks(call.rows, larger(CACHE / 2 / bytes, 1), (call.num_threads + column_parts - 1) / column_parts),
+  Context context{call, source, Chunks(call.rows, larger(CACHE / 2 / bytes, 1), (call.num_threads + column_parts - 1) / column_parts),
                   panels, column_parts};
   parallel_for(0, context.chunks.count * column_parts, 1, [](int64_t begin, int64_t end, void* data) {
     static thread_local Scratch scratch;
@@ -216,11 +287,26 @@ static int32_t run_linear(const memvit_linear_call& call, memvit_parallel_for pa
     const Tiles tiles;
     for (int64_t i = begin; i < end; i++) {
       const int64_t chunk = i % c.chunks.count, part = i / c.chunks.count;
-      run_linear_part<PARTS, T, O>(c.call, c.chunks.begin(chunk), c.chunks.size(chunk), part * c.panels / c.column_parts,
+      run_linear_part<PARTS, Source, O>(c.call, c.source, c.chunks.begin(chunk), c.chunks.size(chunk), part * c.panels / c.column_parts,
                                    (part + 1) * c.panels / c.column_parts, scratch);
     }
   }, &context);
   return 0;
+}
+
+template <int PARTS, typename T, typename O>
+static int32_t run_linear(const memvit_linear_call& call, memvit_parallel_for parallel_for) {
+  return run_rows<PARTS, O>(call, Rows<T>{static_cast<const T*>(call.x), call.x_stride, call.in_features}, parallel_for);
+}
+
+template <int PARTS, typename T, typename O>
+static int32_t run_patches(const memvit_patch_call& call, memvit_parallel_for parallel_for) {
+  const Patches<T> patches{call};
+  memvit_linear_call linear = call.linear;
+  linear.group_rows = call.grid[0] * call.grid[1] * call.grid[2];
+  linear.rows = call.batch * linear.group_rows;
+  linear.in_features = patches.depth();
+  return run_rows<PARTS, O>(linear, patches, parallel_for);
 }
 
 template <int PARTS, typename T, typename O>
@@ -230,7 +316,7 @@ static int32_t run_mlp(const memvit_mlp_call& call, memvit_parallel_for parallel
     Chunks chunks;
     int64_t hidden_at_once;
   };
-  const int64_t hidden_at_once = smaller(blocks_of(call.hidden_features), 8);
+  const int64_t hidden_at_once = smaller(blocks_of(call.hidden_features), PARTS == 1 ? 8 : 4);
   const int64_t bytes = (blocks_of(call.in_features) + hidden_at_once) * PARTS * BLOCK_SIZE * sizeof(bf16) +
                         blocks_of(call.out_features) * BLOCK_SIZE * sizeof(float);
   Context context{call, Chunks(call.rows, larger(CACHE / bytes, 1), call.num_threads), hidden_at_once};
@@ -244,15 +330,16 @@ static int32_t run_mlp(const memvit_mlp_call& call, memvit_parallel_for parallel
   return 0;
 }
 
-#define MEMVIT_FOR_TYPES(run)                                                                       \
-  if (call->dtype == MEMVIT_FLOAT32 && call->out_dtype == MEMVIT_FLOAT32) {                         \
-    if (call->parts == 3) return run<3, float, float>(*call, parallel_for);                         \
-    if (call->parts == 2) return run<2, float, float>(*call, parallel_for);                         \
+#define MEMVIT_FOR_TYPES(run, types)                                                                \
+  if ((types).dtype == MEMVIT_FLOAT32 && (types).out_dtype == MEMVIT_FLOAT32) {                     \
+    if ((types).parts == 3) return run<3, float, float>(*call, parallel_for);                       \
+    if ((types).parts == 2) return run<2, float, float>(*call, parallel_for);                       \
     return run<1, float, float>(*call, parallel_for);                                               \
   }                                                                                                 \
-  if (call->out_dtype != MEMVIT_BFLOAT16) return 1;                                                 \
-  if (call->dtype == MEMVIT_FLOAT32) return run<1, float, bf16>(*call, parallel_for);               \
+  if ((types).out_dtype != MEMVIT_BFLOAT16) return 1;                                               \
+  if ((types).dtype == MEMVIT_FLOAT32) return run<1, float, bf16>(*call, parallel_for);             \
   return run<1, bf16, bf16>(*call, parallel_for)
 
-int32_t linear(const memvit_linear_call* call, memvit_parallel_for parallel_for) { MEMVIT_FOR_TYPES(run_linear); }
-int32_t mlp(const memvit_mlp_call* call, memvit_parallel_for parallel_for) { MEMVIT_FOR_TYPES(run_mlp); }
+int32_t linear(const memvit_linear_call* call, memvit_parallel_for parallel_for) { MEMVIT_FOR_TYPES(run_linear, *call); }
+int32_t patches(const memvit_patch_call* call, memvit_parallel_for parallel_for) { MEMVIT_FOR_TYPES(run_patches, call->linear); }
+int32_t mlp(const memvit_mlp_call* call, memvit_parallel_for parallel_for) { MEMVIT_FOR_TYPES(run_mlp, *call); }

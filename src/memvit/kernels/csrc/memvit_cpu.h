@@ -112,9 +112,19 @@ struct memvit_linear_call {
   const float* bias;    // or null
   void* out;
   int64_t out_stride;
+  int64_t group_rows, front_rows;  // after so many rows of the result, before the first ones too, so many are left alone
   int32_t dtype, out_dtype;  // float32 to float32, or anything to bfloat16
   int32_t parts;             // bfloat16 numbers whose sum is a factor: 1, 2 or 3
   int32_t num_threads;
+};
+
+// The linear layer of patches of clips (batch, channels, frames, height, width): in `linear`, what is said of x, rows,
+// in_features and group_rows (the patches of a clip) does not count.
+struct memvit_patch_call {
+  memvit_linear_call linear;
+  const void* clips;
+  int64_t strides[4];    // of batch, channel, frame, height, in elements; columns are contiguous
+  int64_t batch, channels, size[3], kernel[3], stride[3], padding[3], grid[3];  // time, height, width; grid: of the patches
 };
 
 // out = gelu(x weight1^T + bias1) weight2^T + bias2.
@@ -142,4 +152,5 @@ __attribute__((visibility("default"))) int32_t memvit_max_pool(const memvit_max_
 __attribute__((visibility("default"))) int32_t memvit_layer_norm(const memvit_norm_call* call, int32_t level, memvit_parallel_for parallel_for);
 __attribute__((visibility("default"))) int32_t memvit_linear(const memvit_linear_call* call, int32_t level, memvit_parallel_for parallel_for);
 __attribute__((visibility("default"))) int32_t memvit_mlp(const memvit_mlp_call* call, int32_t level, memvit_parallel_for parallel_for);
+__attribute__((visibility("default"))) int32_t memvit_patches(const memvit_patch_call* call, int32_t level, memvit_parallel_for parallel_for);
 }
