@@ -1,8 +1,9 @@
 """Linear layers, and the two of an MLP with their GELU.
 
-On x86 CPUs, where no gradients are wanted, they run on oneDNN with weights packed once: twice as fast in float32 as
-PyTorch's default on processors that MKL does not favour, and GELU costs nothing extra. Elsewhere they are PyTorch's own;
-on GPUs, where no gradients are wanted, with weights converted once where autocast would convert them at every step.
+Where no gradients are wanted, they run on x86 CPUs on AMX's tiles where there are any (`tiles`), otherwise on oneDNN, with
+weights packed once: twice as fast in float32 as PyTorch's default on processors that MKL does not favour, and GELU costs
+nothing extra. Elsewhere they are PyTorch's own; on GPUs, where no gradients are wanted, with weights converted once where
+autocast would convert them at every step.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def _can_gather(clips: Tensor, conv: nn.Conv3d) -> bool:
 
 def _can_run_on_tiles(clips: Tensor, conv: nn.Conv3d) -> bool:
     """Whether the kernel on AMX's tiles takes these."""
-    if use_reference() or clips.device.type != "cpu" or not cpu.has_tiles():
+    if use_reference() or _is_on_gpu(clips) or clips.device.type != "cpu" or not cpu.has_tiles():
         return False
     if torch.is_grad_enabled() and any(t.requires_grad for t in (clips, *conv.parameters())):
         return False

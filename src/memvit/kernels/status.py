@@ -11,9 +11,10 @@ def status() -> dict[str, str]:
     On CPUs without gradients, that is: there training runs on PyTorch's operators.
     """
     in_cpp = f"C++, {cpu.status()}" if cpu.is_available() else f"PyTorch ({cpu.status()})"
+    packed = "oneDNN, packed weights" if linear.is_available() else "PyTorch"
     return {
         "attention, pooling and norms on CPUs": in_cpp,
-        "linear layers on CPUs": "oneDNN, packed weights" if linear.is_available() else "PyTorch",
+        "linear layers on CPUs": in_cpp if cpu.has_tiles() else packed,
         "pooling, norms, patches, positions on GPUs": "Triton"
         if triton_pooling.is_available()
         else "PyTorch (no Triton)",

@@ -24,6 +24,8 @@ from memvit.kernels.frozen import frozen
 _TILE = 16
 _BLOCK = 32
 
+_ROWS_FOR_A_THREAD = 96  # fewer, and the two layers of an MLP are faster one after the other
+
 
 class _LinearCall(Structure):
     _fields_ = [
@@ -32,7 +34,7 @@ class _LinearCall(Structure):
         ("x_stride", c_int64),
         *((name, c_void_p) for name in ("weight", "bias", "out")),
         *((name, c_int64) for name in ("out_stride", "group_rows", "front_rows")),
-        *((name, c_int32) for name in ("dtype", "out_dtype", "parts", "num_threads")),
+        *((name, c_int32) for name in ("dtype", "out_dtype", "parts", "num_threads", "has_gelu", "reserved")),
     ]
 
 
@@ -139,19 +141,21 @@ def _address(t: Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(..., C) -> (rows, C), without a copy where the rows lie evenly."""
+def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(..., C) -> (rows, C) float32 or bfloat16, without a copy where the rows lie evenly."""
     rows = x if x.dim() == 2 else x.flatten(0, -2)
+    if rows.dtype not in (torch.float32, dtype):
+        rows = rows.to(dtype)
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
-def linear(x: Tensor, layer: PackedLinear, dtype: torch.dtype) -> Tensor:
-    """(..., in_features) float32 or bfloat16 -> (..., out_features) of `dtype`; for tiles, see `cpu.has_tiles`."""
-    rows = _rows(x)
-    out = x.new_empty(*x.shape[:-1], layer.out_features, dtype=dtype)
-    call = _linear_call(layer, out, x.dtype)
+def linear(x: Tensor, layer: PackedLinear, dtype: torch.dtype, *, gelu: bool = False) -> Tensor:
+    """(..., in_features), floating point -> (..., out_features) of `dtype`, through GELU if wanted; see `cpu.has_tiles`."""
+    rows, width = _rows(x, dtype), layer.out_features
+    out = x.new_empty(*x.shape[:-1], width, dtype=dtype)
+    call = _linear_call(layer, out, rows.dtype)
     call.rows, call.in_features = rows.shape
-    call.x, call.x_stride, call.group_rows = rows.data_ptr(), rows.stride(0), max(len(rows), 1)
+    call.x, call.x_stride, call.group_rows, call.has_gelu = rows.data_ptr(), rows.stride(0), max(len(rows), 1), gelu
     cpu.run("linear", call)
     return out
 
@@ -198,14 +202,16 @@ def _linear_call(layer: PackedLinear, out: Tensor, dtype: torch.dtype) -> _Linea
 
 
 def mlp(x: Tensor, layer1: PackedLinear, layer2: PackedLinear, dtype: torch.dtype) -> Tensor:
-    """layer2(gelu(layer1(x))): (..., in_features) -> (..., out_features) of `dtype`; for tiles, see `cpu.has_tiles`."""
-    rows, width = _rows(x), layer2.out_features
+    """layer2(gelu(layer1(x))): (..., in_features) -> (..., out_features) of `dtype`; see `cpu.has_tiles`."""
+    rows, width, num_threads = _rows(x, dtype), layer2.out_features, torch.get_num_threads()
+    if len(rows) < _ROWS_FOR_A_THREAD * num_threads:  # which layers share out by columns: every weight is read once
+        return linear(linear(x, layer1, dtype, gelu=True), layer2, dtype)
     out = x.new_empty(*x.shape[:-1], width, dtype=dtype)
     call = _MLPCall(*rows.shape, layer1.out_features, width, rows.data_ptr(), rows.stride(0))
     call.weight1, call.bias1 = layer1.weight.data_ptr(), _address(layer1.bias)
     call.weight2, call.bias2 = layer2.weight.data_ptr(), _address(layer2.bias)
     call.out, call.out_stride = out.data_ptr(), width
-    call.dtype, call.out_dtype = cpu.DTYPES[x.dtype], cpu.DTYPES[dtype]
-    call.parts, call.num_threads = layer1.parts, torch.get_num_threads()
+    call.dtype, call.out_dtype = cpu.DTYPES[rows.dtype], cpu.DTYPES[dtype]
+    call.parts, call.num_threads = layer1.parts, num_threads
     cpu.run("mlp", call)
     return out

@@ -54,8 +54,10 @@ struct Results {
     for (const int64_t until = smaller(end, row + count); row < until; row++) {
       while (first + row >= (group + 1) * call.group_rows) group++;
       O* out = static_cast<O*>(call.out) + (first + row + (group + 1) * call.front_rows) * call.out_stride + column;
-      store_first(out, add(load(c + row * BLOCK), low_bias), left);
-      store_first(out + W, add(load(c + row * BLOCK + W), high_bias), left - W);
+      Vec low = add(load(c + row * BLOCK), low_bias), high = add(load(c + row * BLOCK + W), high_bias);
+      if (call.has_gelu) low = gelu<sizeof(O) == 4>(low), high = gelu<sizeof(O) == 4>(high);
+      store_first(out, low, left);
+      store_first(out + W, high, left - W);
     }
   }
 };

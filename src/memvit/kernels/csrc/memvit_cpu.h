@@ -116,6 +116,8 @@ struct memvit_linear_call {
   int32_t dtype, out_dtype;  // float32 to float32, or anything to bfloat16
   int32_t parts;             // bfloat16 numbers whose sum is a factor: 1, 2 or 3
   int32_t num_threads;
+  int32_t has_gelu;          // whether the result goes through GELU
+  int32_t reserved;
 };
 
 // The linear layer of patches of clips (batch, channels, frames, height, width): in `linear`, what is said of x, rows,
