@@ -15,7 +15,7 @@ kernels = Extension(
         f"src/memvit/kernels/csrc/{name}"
         for name in (
             "memvit_cpu.h",
-            *("vectors.inl", "tiles.inl", "kernels.inl", "queries.inl", "attention.inl", "blocks.inl", "position_columns.inl", "tiled_attention.inl", "linear.inl", "pooling.inl", "max_pooling.inl"),
+            *("vectors.inl", "tiles.inl", "kernels.inl", "queries.inl", "attention.inl", "blocks.inl", "position_columns.inl", "tiled_attention.inl", "linear.inl", "norm.inl", "layer_norm.inl", "pooling.inl", "max_pooling.inl"),
         )
     ],
     # Instructions beyond the baseline are chosen function by function in the sources, and at run time.

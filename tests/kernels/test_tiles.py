@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from itertools import product
 
 import pytest
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 
 from memvit.kernels import attention, cpu, reference_kernels
 from memvit.kernels.attention import AxisTable, RelativePositions, pack_table
-from memvit.kernels.linear import Linear, mlp
+from memvit.kernels.linear import MLP, Linear, mlp
 from memvit.kernels.patches import patch_embed
+from memvit.kernels.residual_mlp import residual_mlp
 
+Size2 = tuple[int, int]
 Size3 = tuple[int, int, int]
 
 pytestmark = pytest.mark.skipif(not cpu.has_tiles(), reason="this processor, or this system, has no AMX tiles")
@@ -108,6 +111,41 @@ def test_an_mlp_is_exact_to_float32(num_rows: int, dims: tuple[int, int, int], n
     assert error(mlp(x, fc1, act, fc2), exact) <= max(1.5 * error(plain, exact), 2e-7)
     with torch.autocast("cpu", torch.bfloat16):
         assert error(mlp(x, fc1, act, fc2), exact) < 1e-2
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("num_threads", [1, 20])
+@pytest.mark.parametrize(("shape", "dim"), [((2, 785), 96), ((3, 7), 48), ((1, 1), 16)])
+def test_the_residual_mlp_is_the_sum_and_the_mlp_of_its_norm(shape: Size2, dim: int, num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
+    norm, block_mlp = nn.LayerNorm(dim, 1e-6), MLP(dim, 4 * dim, dim, dropout=0.1).eval()
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    x, added = torch.randn(*shape, dim) * 3 + 2, torch.randn(*shape, dim)
+    with reference_kernels():
+        total = x.double() + added.double()
+        exact = total + deepcopy(block_mlp).double()(deepcopy(norm).double()(total))
+        plain = x + added + block_mlp(norm(x + added))
+    found = residual_mlp(x, added, norm, block_mlp)
+    assert found.dtype == torch.float32
+    assert error(found, exact) <= max(1.5 * error(plain, exact), 2e-7)
+    for stream in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16):
+            low = residual_mlp(x.to(stream), added.bfloat16(), norm, block_mlp)
+        assert low.dtype == stream
+        assert error(low, exact) < 1e-2
+    torch.testing.assert_close(residual_mlp(x, added, norm, block_mlp), found, rtol=0, atol=0)  # nothing was changed
+
+
+def test_a_changed_mlp_is_called() -> None:
+    class Doubled(MLP):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    norm, changed = nn.LayerNorm(32, 1e-6), Doubled(32, 64, 32, dropout=0.0).eval()
+    x, added = torch.randn(300, 32), torch.randn(300, 32)
+    torch.testing.assert_close(
+        residual_mlp(x, added, norm, changed), x + added + changed(norm(x + added)), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_gelu_near_and_far() -> None:

@@ -32,7 +32,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        dtype = _packed_dtype(x, self)
+        dtype = packed_dtype(x, self)
         if dtype is None:
             weights = _cast_weights(x, self)
             return super().forward(x) if weights is None else F.linear(x.to(weights[0].dtype), *weights)
@@ -41,10 +41,27 @@ class Linear(nn.Linear):
 
 def mlp(x: Tensor, fc1: nn.Module, act: nn.Module, fc2: nn.Module) -> Tensor:
     """fc2(act(fc1(x))): (..., dim) -> (..., out_dim)."""
-    dtype = _packed_dtype(x, fc1, fc2) if type(act) is nn.GELU and act.approximate == "none" else None
+    dtype = packed_dtype(x, fc1, fc2) if type(act) is nn.GELU and act.approximate == "none" else None
     if dtype is None:
         return fc2(act(fc1(x)))
     return _mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, dtype)
+
+
+class MLP(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, dim: int, hidden_dim: int, out_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = Linear(hidden_dim, out_dim)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., out_dim)."""
+        if not (self.training and self.drop.p):
+            return mlp(x, self.fc1, self.act, self.fc2)
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
 # Settled when this is imported, because torch.compile cannot trace the questions.
@@ -72,7 +89,7 @@ def is_available() -> bool:
     return _HAS_PACKED
 
 
-def _packed_dtype(x: Tensor, *layers: nn.Module) -> torch.dtype | None:
+def packed_dtype(x: Tensor, *layers: nn.Module) -> torch.dtype | None:
     """The dtype to compute in with packed weights; None: leave it to PyTorch."""
     if x.device.type != "cpu" or use_reference() or not _HAS_PACKED:
         return None

@@ -15,24 +15,24 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     """norm(x): (..., C) -> (..., C)."""
     if triton_norm.can_norm(x, None, norm) and not use_reference():
         return triton_norm.triton_layer_norm(x, norm)
-    dtype = _kernel_dtype(x, None, norm)
+    dtype = kernel_dtype(x, None, norm)
     if dtype is None:
         return norm(x)
-    return _cpu_layer_norm(x, None, *_parameters(norm), norm.eps, dtype)[1]
+    return _cpu_layer_norm(x, None, *norm_parameters(norm), norm.eps, dtype)[1]
 
 
 def add_layer_norm(x: Tensor, added: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     """x + added, and its LayerNorm, from one pass."""
     if triton_norm.can_norm(x, added, norm) and not use_reference():
         return triton_norm.triton_add_layer_norm(x, added, norm)
-    dtype = _kernel_dtype(x, added, norm)
+    dtype = kernel_dtype(x, added, norm)
     if dtype is None:
         total = x + added
         return total, norm(total)
-    return _cpu_layer_norm(x, added, *_parameters(norm), norm.eps, dtype)
+    return _cpu_layer_norm(x, added, *norm_parameters(norm), norm.eps, dtype)
 
 
-def _kernel_dtype(x: Tensor, added: Tensor | None, norm: nn.LayerNorm) -> torch.dtype | None:
+def kernel_dtype(x: Tensor, added: Tensor | None, norm: nn.LayerNorm) -> torch.dtype | None:
     """The dtype of the result of the kernel for CPUs; None: it does not take these."""
     if use_reference() or type(norm) is not nn.LayerNorm or not cpu.can_run(x, added, norm.weight, norm.bias):
         return None
@@ -44,7 +44,8 @@ def _kernel_dtype(x: Tensor, added: Tensor | None, norm: nn.LayerNorm) -> torch.
     return None if (x.dtype, dtype) == (torch.bfloat16, torch.float32) else dtype
 
 
-def _parameters(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+def norm_parameters(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """Weight and bias in float32."""
     if norm.weight.dtype == torch.float32:
         return norm.weight, norm.bias
     return frozen([norm.weight, norm.bias], "norm", lambda: (norm.weight.float(), norm.bias.float()))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from ctypes import Structure, c_int32, c_int64, c_void_p
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from typing import NamedTuple
 
 import torch
@@ -56,6 +56,11 @@ class _MLPCall(Structure):
         *((name, c_void_p) for name in ("weight1", "bias1", "weight2", "bias2", "out")),
         ("out_stride", c_int64),
         *((name, c_int32) for name in ("dtype", "out_dtype", "parts", "num_threads")),
+        ("added", c_void_p),
+        ("added_stride", c_int64),
+        *((name, c_void_p) for name in ("norm_weight", "norm_bias")),
+        ("eps", c_float),
+        ("added_dtype", c_int32),
     ]
 
 
@@ -203,15 +208,54 @@ def _linear_call(layer: PackedLinear, out: Tensor, dtype: torch.dtype) -> _Linea
 
 def mlp(x: Tensor, layer1: PackedLinear, layer2: PackedLinear, dtype: torch.dtype) -> Tensor:
     """layer2(gelu(layer1(x))): (..., in_features) -> (..., out_features) of `dtype`; see `cpu.has_tiles`."""
-    rows, width, num_threads = _rows(x, dtype), layer2.out_features, torch.get_num_threads()
-    if len(rows) < _ROWS_FOR_A_THREAD * num_threads:  # which layers share out by columns: every weight is read once
+    rows = _rows(x, dtype)
+    if _is_short(rows):
         return linear(linear(x, layer1, dtype, gelu=True), layer2, dtype)
-    out = x.new_empty(*x.shape[:-1], width, dtype=dtype)
-    call = _MLPCall(*rows.shape, layer1.out_features, width, rows.data_ptr(), rows.stride(0))
-    call.weight1, call.bias1 = layer1.weight.data_ptr(), _address(layer1.bias)
-    call.weight2, call.bias2 = layer2.weight.data_ptr(), _address(layer2.bias)
-    call.out, call.out_stride = out.data_ptr(), width
-    call.dtype, call.out_dtype = cpu.DTYPES[rows.dtype], cpu.DTYPES[dtype]
-    call.parts, call.num_threads = layer1.parts, num_threads
+    out = x.new_empty(*x.shape[:-1], layer2.out_features, dtype=dtype)
+    cpu.run("mlp", _mlp_call(rows, layer1, layer2, out))
+    return out
+
+
+def residual_mlp(
+    x: Tensor,
+    added: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    layer1: PackedLinear,
+    layer2: PackedLinear,
+    dtype: torch.dtype,
+) -> Tensor:
+    """t + layer2(gelu(layer1(norm(t)))) of t = x + added: (..., dim), in the dtype of x; see `cpu.has_tiles`.
+
+    Args:
+        x, added: both float32, or `added` bfloat16.
+        norm_weight, norm_bias, eps: of the LayerNorm, float32; dim is a multiple of 16.
+        dtype: to compute in: float32, if both are, or bfloat16.
+    """
+    rows, added_rows = _rows(x, x.dtype), _rows(added, added.dtype)
+    if _is_short(rows) or added.dtype != dtype:
+        total, normed = cpu.layer_norm(x, added, norm_weight, norm_bias, eps, dtype)
+        return total.add_(mlp(normed, layer1, layer2, dtype))
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    call = _mlp_call(rows, layer1, layer2, out)
+    call.added, call.added_stride = added_rows.data_ptr(), added_rows.stride(0)
+    call.norm_weight, call.norm_bias, call.eps = norm_weight.data_ptr(), norm_bias.data_ptr(), eps
+    call.added_dtype = cpu.DTYPES[added.dtype]
     cpu.run("mlp", call)
     return out
+
+
+def _is_short(rows: Tensor) -> bool:
+    """Whether an MLP's two layers, one after the other, share out by columns, so that threads read every weight once."""
+    return len(rows) < _ROWS_FOR_A_THREAD * torch.get_num_threads()
+
+
+def _mlp_call(rows: Tensor, layer1: PackedLinear, layer2: PackedLinear, out: Tensor) -> _MLPCall:
+    call = _MLPCall(*rows.shape, layer1.out_features, layer2.out_features, rows.data_ptr(), rows.stride(0))
+    call.weight1, call.bias1 = layer1.weight.data_ptr(), _address(layer1.bias)
+    call.weight2, call.bias2 = layer2.weight.data_ptr(), _address(layer2.bias)
+    call.out, call.out_stride = out.data_ptr(), layer2.out_features
+    call.dtype, call.out_dtype = cpu.DTYPES[rows.dtype], cpu.DTYPES[out.dtype]
+    call.parts, call.num_threads = layer1.parts, torch.get_num_threads()
+    return call

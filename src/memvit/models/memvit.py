@@ -13,10 +13,11 @@ from torchvision.ops import StochasticDepth
 
 from memvit.kernels.backend import compute_dtype
 from memvit.kernels.frozen import thaw
-from memvit.kernels.linear import Linear, mlp
+from memvit.kernels.linear import MLP, Linear
 from memvit.kernels.max_pooling import max_pool
 from memvit.kernels.norm import add_layer_norm, layer_norm
 from memvit.kernels.patches import patch_embed
+from memvit.kernels.residual_mlp import residual_mlp
 from memvit.kernels.status import status
 from memvit.models.attention import LAYER_NORM_EPS, PoolingAttention
 from memvit.models.checkpointing import Recompute, parse_recompute, recomputed, run_block
@@ -55,23 +56,6 @@ class PatchEmbed(nn.Module):
         return t, h, w
 
 
-class MLP(nn.Module):
-    """Linear, GELU, Linear."""
-
-    def __init__(self, dim: int, hidden_dim: int, out_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
-        self.act = nn.GELU()
-        self.fc2 = Linear(hidden_dim, out_dim)
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., out_dim)."""
-        if not (self.training and self.drop.p):
-            return mlp(x, self.fc1, self.act, self.fc2)
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
-
-
 class Block(nn.Module):
     """One multiscale transformer block."""
 
@@ -95,7 +79,10 @@ class Block(nn.Module):
         n = layer_norm(x, self.norm1)
         attended, out_grid, remembered = self.attn(n, grid, memory, slots)
         shortcut = self.proj(n) if self.plan.dim != self.plan.attention_dim else x
-        x, n = add_layer_norm(self._pool_shortcut(shortcut, grid), self.drop_path(attended), self.norm2)
+        shortcut = self._pool_shortcut(shortcut, grid)
+        if self.plan.attention_dim == self.plan.out_dim and not self.training and not torch.is_grad_enabled():
+            return residual_mlp(shortcut, attended, self.norm2, self.mlp), out_grid, remembered
+        x, n = add_layer_norm(shortcut, self.drop_path(attended), self.norm2)
         shortcut = self.proj(n) if self.plan.attention_dim != self.plan.out_dim else x
         out = recomputed(self.mlp, n) if recompute_mlp else self.mlp(n)
         if torch.is_grad_enabled():

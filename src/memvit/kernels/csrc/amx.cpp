@@ -16,6 +16,7 @@ namespace memvit_amx {
 #include "blocks.inl"
 #include "position_columns.inl"
 #include "tiled_attention.inl"
+#include "norm.inl"
 #include "linear.inl"
 }
 #pragma GCC pop_options

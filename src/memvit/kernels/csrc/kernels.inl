@@ -2,5 +2,7 @@
 #include "vectors.inl"
 #include "queries.inl"
 #include "attention.inl"
+#include "norm.inl"
+#include "layer_norm.inl"
 #include "pooling.inl"
 #include "max_pooling.inl"

@@ -91,6 +91,38 @@ struct Rows {
   size_t scratch_bytes() const { return 0; }
   template <int PARTS>
   void pack(int64_t first, int64_t count, bf16* out, Parts) const { pack_rows<PARTS>(x + first * stride, stride, count, depth, out); }
+  void add_to(int64_t, int64_t, Vec&, Vec&) const {}  // no residual
+};
+
+// LayerNorm of the rows of a sum, which is added to the result.
+template <typename T, typename A>
+struct NormedSums {
+  const memvit_mlp_call& call;
+
+  const T* x(int64_t n) const { return static_cast<const T*>(call.x) + n * call.x_stride; }
+  const A* added(int64_t n) const { return static_cast<const A*>(call.added) + n * call.added_stride; }
+  size_t scratch_bytes() const { return 2 * (round_up(call.in_features, BLOCK) * sizeof(float) + 64); }
+
+  template <int PARTS>
+  void pack(int64_t first, int64_t count, bf16* out, Parts parts) const {
+    const int64_t c = call.in_features, padded = round_up(c, BLOCK);
+    float* row = parts.take<float>(padded);
+    for (int64_t i = 0; i < padded; i += W) store(row + i, set1(0));
+    for (int64_t r = 0; r < round_up(count, BLOCK); r++) {
+      if (r < count) {
+        for (int64_t i = 0; i < c; i += W) store(row + i, add(load(x(first + r) + i), load(added(first + r) + i)));
+        normalize(row, c, call.norm_weight, call.norm_bias, call.eps, row);
+      }
+      bf16* line = out + r / BLOCK * (padded / BLOCK) * PARTS * BLOCK_SIZE + r % BLOCK * BLOCK;
+      for (int64_t k = 0; k < padded; k += BLOCK, line += PARTS * BLOCK_SIZE) split<PARTS>(load(row + k), load(row + k + W), line);
+    }
+  }
+
+  void add_to(int64_t n, int64_t column, Vec& low, Vec& high) const {
+    const int64_t left = call.in_features - column;
+    low = add(low, add(load_first(x(n) + column, left), load_first(added(n) + column, left)));
+    high = add(high, add(load_first(x(n) + column + W, left - W), load_first(added(n) + column + W, left - W)));
+  }
 };
 
 // Patches of clips as rows: the windows of a convolution, its channels outermost, its columns innermost.
@@ -187,21 +219,21 @@ static void run_linear_part(
 
 // The rows of an MLP from `first_row` on. Hidden activations are made some panels at a time, as left operands of the second
 // layer, which adds them to its results; they never leave the cache.
-template <int PARTS, typename T, typename O>
+template <int PARTS, typename Source, typename O>
 static void run_mlp_part(
-    const memvit_mlp_call& call, int64_t first_row, int64_t rows, int64_t hidden_at_once, Scratch& scratch) {
+    const memvit_mlp_call& call, const Source& source, int64_t first_row, int64_t rows, int64_t hidden_at_once, Scratch& scratch) {
   const int64_t in_blocks = blocks_of(call.in_features), hidden_blocks = blocks_of(call.hidden_features);
   const int64_t num_panels = blocks_of(call.out_features), num_blocks = blocks_of(rows);
   const int64_t x_size = in_blocks * PARTS * BLOCK_SIZE, hidden_size = hidden_at_once * PARTS * BLOCK_SIZE;
   const int64_t panel_size = hidden_blocks * PARTS * BLOCK_SIZE;
   Parts parts{scratch.reserve(
       num_blocks * ((x_size + hidden_size) * sizeof(bf16) + num_panels * BLOCK_SIZE * sizeof(float)) +
-      2 * BLOCK_SIZE * sizeof(float) + 256)};
+      2 * BLOCK_SIZE * sizeof(float) + source.scratch_bytes() + 256)};
   bf16* x = parts.take<bf16>(num_blocks * x_size);
   bf16* hidden = parts.take<bf16>(num_blocks * hidden_size);
   float* results = parts.take<float>(num_blocks * num_panels * BLOCK_SIZE);
   float* made = parts.take<float>(2 * BLOCK_SIZE);
-  pack_rows<PARTS>(static_cast<const T*>(call.x) + first_row * call.x_stride, call.x_stride, rows, call.in_features, x);
+  source.template pack<PARTS>(first_row, rows, x, parts);
   const bf16* weight1 = static_cast<const bf16*>(call.weight1);
   const bf16* weight2 = static_cast<const bf16*>(call.weight2);
   const int64_t lines = (PARTS * BLOCK + num_blocks - 1) / num_blocks;
@@ -250,9 +282,14 @@ static void run_mlp_part(
       const int64_t column = panel * BLOCK, left = call.out_features - column;
       const float* from = results + (r / BLOCK * num_panels + panel) * BLOCK_SIZE + r % BLOCK * BLOCK;
       O* out = static_cast<O*>(call.out) + (first_row + r) * call.out_stride + column;
-      const Vec low = load(from), high = load(from + W);
-      store_first(out, call.bias2 ? add(low, load_first(call.bias2 + column, left)) : low, left);
-      store_first(out + W, call.bias2 ? add(high, load_first(call.bias2 + column + W, left - W)) : high, left - W);
+      Vec low = load(from), high = load(from + W);
+      if (call.bias2) {
+        low = add(low, load_first(call.bias2 + column, left));
+        high = add(high, load_first(call.bias2 + column + W, left - W));
+      }
+      source.add_to(first_row + r, column, low, high);
+      store_first(out, low, left);
+      store_first(out + W, high, left - W);
     }
 }
 
@@ -311,25 +348,45 @@ static int32_t run_patches(const memvit_patch_call& call, memvit_parallel_for pa
   return run_rows<PARTS, O>(linear, patches, parallel_for);
 }
 
-template <int PARTS, typename T, typename O>
-static int32_t run_mlp(const memvit_mlp_call& call, memvit_parallel_for parallel_for) {
+template <int PARTS, typename O, typename Source>
+static int32_t run_mlp_rows(const memvit_mlp_call& call, const Source& source, memvit_parallel_for parallel_for) {
   struct Context {
     const memvit_mlp_call& call;
+    const Source& source;
     Chunks chunks;
     int64_t hidden_at_once;
   };
   const int64_t hidden_at_once = smaller(blocks_of(call.hidden_features), PARTS == 1 ? 8 : 4);
   const int64_t bytes = (blocks_of(call.in_features) + hidden_at_once) * PARTS * BLOCK_SIZE * sizeof(bf16) +
                         blocks_of(call.out_features) * BLOCK_SIZE * sizeof(float);
-  Context context{call, Chunks(call.rows, larger(CACHE / bytes, 1), call.num_threads), hidden_at_once};
+  Context context{call, source, Chunks(call.rows, larger(CACHE / bytes, 1), call.num_threads), hidden_at_once};
   parallel_for(0, context.chunks.count, 1, [](int64_t begin, int64_t end, void* data) {
     static thread_local Scratch scratch;
     const auto& c = *static_cast<const Context*>(data);
     const Tiles tiles;
     for (int64_t i = begin; i < end; i++)
-      run_mlp_part<PARTS, T, O>(c.call, c.chunks.begin(i), c.chunks.size(i), c.hidden_at_once, scratch);
+      run_mlp_part<PARTS, Source, O>(c.call, c.source, c.chunks.begin(i), c.chunks.size(i), c.hidden_at_once, scratch);
   }, &context);
   return 0;
+}
+
+template <int PARTS, typename T, typename O>
+static int32_t run_mlp(const memvit_mlp_call& call, memvit_parallel_for parallel_for) {
+  const Rows<T> rows{static_cast<const T*>(call.x), call.x_stride, call.in_features};
+  return run_mlp_rows<PARTS, O>(call, rows, parallel_for);
+}
+
+static int32_t run_residual_mlp(const memvit_mlp_call& call, memvit_parallel_for parallel_for) {
+  if (call.in_features % W || call.in_features != call.out_features || call.dtype != call.out_dtype) return 1;
+  if (call.dtype == MEMVIT_FLOAT32 && call.added_dtype == MEMVIT_FLOAT32) {
+    const NormedSums<float, float> sums{call};
+    if (call.parts == 3) return run_mlp_rows<3, float>(call, sums, parallel_for);
+    if (call.parts == 2) return run_mlp_rows<2, float>(call, sums, parallel_for);
+    return run_mlp_rows<1, float>(call, sums, parallel_for);
+  }
+  if (call.parts != 1 || call.added_dtype != MEMVIT_BFLOAT16) return 1;
+  if (call.dtype == MEMVIT_FLOAT32) return run_mlp_rows<1, float>(call, NormedSums<float, bf16>{call}, parallel_for);
+  return run_mlp_rows<1, bf16>(call, NormedSums<bf16, bf16>{call}, parallel_for);
 }
 
 #define MEMVIT_FOR_TYPES(run, types)                                                                \
@@ -344,4 +401,7 @@ static int32_t run_mlp(const memvit_mlp_call& call, memvit_parallel_for parallel
 
 int32_t linear(const memvit_linear_call* call, memvit_parallel_for parallel_for) { MEMVIT_FOR_TYPES(run_linear, *call); }
 int32_t patches(const memvit_patch_call* call, memvit_parallel_for parallel_for) { MEMVIT_FOR_TYPES(run_patches, call->linear); }
-int32_t mlp(const memvit_mlp_call* call, memvit_parallel_for parallel_for) { MEMVIT_FOR_TYPES(run_mlp, *call); }
+int32_t mlp(const memvit_mlp_call* call, memvit_parallel_for parallel_for) {
+  if (call->added) return run_residual_mlp(*call, parallel_for);
+  MEMVIT_FOR_TYPES(run_mlp, *call);
+}

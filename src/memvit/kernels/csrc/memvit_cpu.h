@@ -129,7 +129,7 @@ struct memvit_patch_call {
   int64_t batch, channels, size[3], kernel[3], stride[3], padding[3], grid[3];  // time, height, width; grid: of the patches
 };
 
-// out = gelu(x weight1^T + bias1) weight2^T + bias2.
+// out = gelu(x weight1^T + bias1) weight2^T + bias2; with `added`: out = t + that of LayerNorm(t), t = x + added.
 struct memvit_mlp_call {
   int64_t rows, in_features, hidden_features, out_features;
   const void* x;
@@ -141,6 +141,12 @@ struct memvit_mlp_call {
   void* out;
   int64_t out_stride;
   int32_t dtype, out_dtype, parts, num_threads;
+  const void* added;         // (rows, in_features), or null; as many features come out then, in the type of x
+  int64_t added_stride;
+  const float* norm_weight;
+  const float* norm_bias;
+  float eps;
+  int32_t added_dtype;
 };
 
 // The best instruction set of this processor that there are kernels for: 0 none, 1 AVX2, 2 AVX-512, 3 AVX-512 with bfloat16,

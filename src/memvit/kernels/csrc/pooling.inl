@@ -1,23 +1,5 @@
-// Depthwise 3-D convolution of tokens, channels last, and LayerNorm of every head's channels; LayerNorm alone.
-// Included inside a namespace, after vectors.inl.
-
-// out = LayerNorm(row) over c channels, all of them in `row`.
-template <typename T>
-static inline void normalize(const float* row, int64_t c, const float* weight, const float* bias, float eps, T* out) {
-  Vec sum = set1(0);
-  for (int64_t i = 0; i < c; i += W) sum = add(sum, load(row + i));
-  const float mean = sum_of(sum) / c;
-  Vec squares = set1(0);
-  for (int64_t i = 0; i < c; i += W) {
-    const Vec x = sub(load(row + i), set1(mean));
-    squares = fma(x, x, squares);
-  }
-  const Vec scale = set1(1.f / __builtin_sqrtf(sum_of(squares) / c + eps));
-  for (int64_t i = 0; i < c; i += W) {
-    const Vec x = mul(sub(load(row + i), set1(mean)), scale);
-    store(out + i, fma(x, load(weight + i), load(bias + i)));
-  }
-}
+// Depthwise 3-D convolution of tokens, channels last, and LayerNorm of every head's channels.
+// Included inside a namespace, after norm.inl.
 
 template <typename T, typename U>
 struct PoolNorm {
@@ -206,39 +188,4 @@ int32_t pool_norm(const memvit_pool_call* call, memvit_parallel_for parallel_for
                                              : run_pool_norm<float, bf16>(*call, parallel_for);
   return call->out_dtype == MEMVIT_FLOAT32 ? run_pool_norm<bf16, float>(*call, parallel_for)
                                            : run_pool_norm<bf16, bf16>(*call, parallel_for);
-}
-
-template <typename T, typename A, typename U>
-static int32_t run_layer_norm(const memvit_norm_call& call, memvit_parallel_for parallel_for) {
-  parallel_for(0, call.rows, 64, [](int64_t begin, int64_t end, void* context) {
-    static thread_local Scratch scratch;
-    const auto& call = *static_cast<const memvit_norm_call*>(context);
-    const int64_t C = call.channels;
-    float* row = reinterpret_cast<float*>(scratch.reserve(4 * C));
-    for (int64_t n = begin; n < end; n++) {
-      const T* x = static_cast<const T*>(call.x) + n * C;
-      const A* added = call.added ? static_cast<const A*>(call.added) + n * C : nullptr;
-      for (int64_t i = 0; i < C; i += W) {
-        Vec value = load(x + i);
-        if (added) {
-          value = add(value, load(added + i));
-          store(static_cast<T*>(call.sum) + n * C + i, value);
-        }
-        store(row + i, value);
-      }
-      normalize(row, C, call.weight, call.bias, call.eps, static_cast<U*>(call.out) + n * C);
-    }
-  }, const_cast<memvit_norm_call*>(&call));
-  return 0;
-}
-
-int32_t layer_norm(const memvit_norm_call* call, memvit_parallel_for parallel_for) {
-  if (call->channels % W) return 1;
-  const bool x = call->dtype, added = call->added_dtype, out = call->out_dtype;  // true: bfloat16
-  if (!x && !added && !out) return run_layer_norm<float, float, float>(*call, parallel_for);
-  if (!x && !added && out) return run_layer_norm<float, float, bf16>(*call, parallel_for);
-  if (!x && added && out) return run_layer_norm<float, bf16, bf16>(*call, parallel_for);
-  if (!x && added && !out) return run_layer_norm<float, bf16, float>(*call, parallel_for);
-  if (x && added && out) return run_layer_norm<bf16, bf16, bf16>(*call, parallel_for);
-  return 1;
 }
