@@ -108,6 +108,7 @@ struct PositionBlocks {
   int64_t* ones_begin;  // and where its right operands are
   bf16* ones;
   int64_t num_blocks = 0;
+  bool is_small;        // queries have no more values than three vectors
 
   // Bytes for so many panels.
   static size_t bytes(int64_t panels, int64_t num_terms) {
@@ -124,6 +125,7 @@ struct PositionBlocks {
     ones_begin = parts.take<int64_t>(panels);
     ones = parts.take<bf16>(MOST_TERMS * panels * BLOCK_SIZE);
     num_blocks = single.exists;
+    is_small = call.num_terms == MOST_TERMS && value_width == (MOST_TERMS + 1) * W;
     for (int64_t i = 0; i < value_width; i++) slots[i] = -1;
     int64_t group = 0, group_size = 0, taken = 0, ones_end = 0;  // blocks that panels share at present, and their columns
     for (int64_t panel = 0; panel < panels; panel++) {
@@ -191,7 +193,11 @@ struct PositionBlocks {
   template <int PARTS>
   void pack(int64_t block, const float* row, float factor, bf16* out) const {
     Vec halves[2];
-    for (int i = 0; i < 2; i++) halves[i] = mul(Picker(sources + block * BLOCK + i * W).far(row), set1(factor));
+    for (int i = 0; i < 2; i++) {
+      const int32_t* taken = sources + block * BLOCK + i * W;
+      const Vec own = is_small ? Selection(taken).of(load(row), load(row + W), load(row + 2 * W)) : Picker(taken).far(row);
+      halves[i] = mul(own, set1(factor));
+    }
     split<PARTS>(halves[0], halves[1], out);
   }
 };
