@@ -95,7 +95,7 @@ def _can_run_on_tiles(clips: Tensor, conv: nn.Conv3d) -> bool:
         return False
     if not torch.compiler.is_compiling() and conv.weight.is_inference():
         return False  # whose changes cannot be seen
-    return _is_plain(clips, conv) and {clips.dtype, compute_dtype(clips)} <= cpu.DTYPES.keys()
+    return _is_plain(clips, conv) and clips.dtype in cpu.DTYPES and compute_dtype(clips) in cpu.DTYPES
 
 
 def _is_plain(clips: Tensor, conv: nn.Conv3d) -> bool:

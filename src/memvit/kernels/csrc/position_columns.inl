@@ -50,7 +50,7 @@ struct SingleBlock {
 
  private:
   bool fits(const memvit_attention_call& call) {
-    // Entries of terms but the first belong to the group of an entry of the first, which may turn out to be that of another.
+    // Entries belong to the group of an entry of the first term, which may turn out to be that of another; -1: no key takes it.
     int32_t leader[W], group[MOST][W];
     for (int e = 0; e < W; e++) leader[e] = e;
     for (auto& term : group)
@@ -61,6 +61,7 @@ struct SingleBlock {
     };
     for (int64_t j = 0; j < call.num_keys; j++) {
       const int32_t first = call.terms[0].entry[j];
+      if (first >= 0) group[0][first] = first;
       for (int64_t t = 1; t < call.num_terms; t++) {
         const int32_t e = call.terms[t].entry[j];
         if ((e < 0) != (first < 0)) return false;
@@ -78,8 +79,8 @@ struct SingleBlock {
     for (int64_t t = call.num_terms - 1; t >= 0; t--)
       for (int32_t e = 0; e < W; e++) {
         column[t][e] = -1;
-        const int32_t own = t ? (group[t][e] < 0 ? -1 : lead(group[t][e])) : lead(e);
-        if (own < 0) continue;  // no key takes it
+        if (group[t][e] < 0) continue;
+        const int32_t own = lead(group[t][e]);
         if (t && given_up[t][own] < 0) {
           given_up[t][own] = e;
           continue;
@@ -111,7 +112,7 @@ struct PositionBlocks {
   bool is_small;        // queries have no more values than three vectors
 
   // Bytes for so many panels.
-  static size_t bytes(int64_t panels, int64_t num_terms) {
+  static size_t bytes(int64_t panels) {
     return MOST_TERMS * panels * (4 * BLOCK + 2 * BLOCK_SIZE) + panels * (4 + 4 + 8) + 5 * 64;
   }
 

@@ -11,6 +11,9 @@ constexpr int64_t CHUNK = 16;  // panels of 32 keys whose logits stay in cache
 // Logits of a chunk that become weights, left operands of the products with the values, some at a time.
 template <int PARTS>
 struct Weights {
+  // Far below what a sum of weights up to one can hold. Their parts are still normal numbers: others take the processor many
+  // times as long, and attention three times.
+  static constexpr int LOWEST = -90;
   const float* scores;   // (panels, 32 queries, 32 keys)
   bf16* out;
   int64_t num_keys = 0;
@@ -25,8 +28,8 @@ struct Weights {
     for (const int64_t until = smaller(end, at + count); at < until; at++) {
       const int64_t panel = at / BLOCK, row = at % BLOCK, left = num_keys - panel * BLOCK;
       const Vec offset = set1(-offsets[row]);
-      Vec low = exp2_of<(PARTS > 1)>(fma(load(scores + at * BLOCK), scale, offset));
-      Vec high = exp2_of<(PARTS > 1)>(fma(load(scores + at * BLOCK + W), scale, offset));
+      Vec low = exp2_of<(PARTS > 1), LOWEST>(fma(load(scores + at * BLOCK), scale, offset));
+      Vec high = exp2_of<(PARTS > 1), LOWEST>(fma(load(scores + at * BLOCK + W), scale, offset));
       if (left < BLOCK) {
         low = first(smaller(left, W), low, 0.f);
         high = first(larger(left - W, 0), high, 0.f);
@@ -276,7 +279,7 @@ static int32_t run_attention(const memvit_attention_call& call, memvit_parallel_
   const int64_t num_plans = call.key_mask && call.mask_batch_stride ? call.batch : 1;
   TiledAttention<T, PARTS> attention(call, nullptr);
   const int64_t num_packs = call.batch * call.heads;
-  const size_t position_bytes = PositionBlocks::bytes(attention.max_panels, call.num_terms);
+  const size_t position_bytes = PositionBlocks::bytes(attention.max_panels);
   Parts parts{shared.reserve(num_plans * (sizeof(KeyPlan) + sizeof(PositionBlocks) + 4 * call.num_keys + 64 + position_bytes) +
                              2 * num_packs * attention.packed_size + 4 * attention.value_width + 8 * 64)};
   attention.plans = parts.take<KeyPlan>(num_plans);

@@ -93,10 +93,10 @@ struct Picker {
   inline Vec near(const float* p) const { return _mm512_maskz_permutexvar_ps(some, index, load(p)); }
   inline Vec far(const float* p) const { return _mm512_mask_i32gather_ps(set1(0), some, index, p, 4); }
 };
-// 2^x, to float32's accuracy if IsExact, else to that of bfloat16.
-template <bool IsExact>
+// 2^x, to float32's accuracy if IsExact, else to that of bfloat16; less than 2^LOWEST is that.
+template <bool IsExact, int LOWEST = -126>
 static inline Vec exp2_of(Vec x) {
-  x = max(set1(-126.f), x);  // in this order what is not a number stays so
+  x = max(set1(LOWEST), x);  // in this order what is not a number stays so
   Vec n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   Vec r = sub(x, n);
   Vec p = set1(5.5504109e-2f);
