@@ -105,6 +105,16 @@ def test_large_logits_do_not_overflow() -> None:
     check(lambda: attention(q, k, v), torch.float32, lambda: attention(q, k, v))
 
 
+def test_weights_that_are_hardly_any_are_zero_within_the_kernels_alone() -> None:
+    """Processors are slow at numbers below 2^-126: kernels take them for zero, and leave other operators as they were."""
+    q, k, v = torch.randn(1, 1, 600, 32) * 30, torch.randn(1, 1, 600, 32), torch.randn(1, 1, 600, 32) * 1e-30
+    norm, layer, tiny = nn.LayerNorm(32), Linear(32, 32), torch.full((100_000,), 1e-40)
+    check(lambda: attention(q, k, v) * 1e30, torch.float32, lambda: attention(q, k, v) * 1e30)
+    layer_norm(q, norm), layer(q), mlp(q, layer, nn.GELU(), layer)
+    pool_norm(torch.randn(1, 64, 32), (4, 4, 4), [make_pooling(32, (3, 3, 3), (1, 1, 1), False)], num_class=0)
+    assert (tiny * 0.5 > 0).all()
+
+
 def test_what_is_not_finite_stays_visible() -> None:
     q, k, v = (torch.randn(1, 1, 20, 32) for _ in range(3))
     q[0, 0, 3, 5] = float("nan")

@@ -284,10 +284,12 @@ static int32_t run_attention(const memvit_attention_call& call, memvit_parallel_
 
   const int64_t num_packs = call.batch * call.heads;
   parallel_for(0, num_packs, 1, [](int64_t begin, int64_t end, void* context) {
+    const FlushToZero flush;
     const auto& a = *static_cast<const Attention<T, O>*>(context);
     for (int64_t i = begin; i < end; i++) a.pack(i / a.call.heads, i % a.call.heads);
   }, &attention);
   parallel_for(0, num_packs * attention.num_tiles, 1, [](int64_t begin, int64_t end, void* context) {
+    const FlushToZero flush;
     static thread_local Scratch scratch;
     const auto& a = *static_cast<const Attention<T, O>*>(context);
     for (int64_t i = begin; i < end; i++) {

@@ -3,6 +3,7 @@
 template <typename T, typename A, typename U>
 static int32_t run_layer_norm(const memvit_norm_call& call, memvit_parallel_for parallel_for) {
   parallel_for(0, call.rows, 64, [](int64_t begin, int64_t end, void* context) {
+    const FlushToZero flush;
     static thread_local Scratch scratch;
     const auto& call = *static_cast<const memvit_norm_call*>(context);
     const int64_t C = call.channels;

@@ -321,6 +321,7 @@ static int32_t run_rows(const memvit_linear_call& call, const Source& source, me
   Context context{call, source, Chunks(call.rows, larger(CACHE / 2 / bytes, 1), (call.num_threads + column_parts - 1) / column_parts),
                   panels, column_parts};
   parallel_for(0, context.chunks.count * column_parts, 1, [](int64_t begin, int64_t end, void* data) {
+    const FlushToZero flush;
     static thread_local Scratch scratch;
     const auto& c = *static_cast<const Context*>(data);
     const Tiles tiles;
@@ -361,6 +362,7 @@ static int32_t run_mlp_rows(const memvit_mlp_call& call, const Source& source, m
                         blocks_of(call.out_features) * BLOCK_SIZE * sizeof(float);
   Context context{call, source, Chunks(call.rows, larger(CACHE / bytes, 1), call.num_threads), hidden_at_once};
   parallel_for(0, context.chunks.count, 1, [](int64_t begin, int64_t end, void* data) {
+    const FlushToZero flush;
     static thread_local Scratch scratch;
     const auto& c = *static_cast<const Context*>(data);
     const Tiles tiles;

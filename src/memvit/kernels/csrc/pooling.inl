@@ -159,6 +159,7 @@ static int32_t run_pool_norm(const memvit_pool_call& call, memvit_parallel_for p
     // A row of inputs is where one row of outputs of some or all poolings begins: what one has read the next finds in cache.
     parallel_for(0, call.batch * call.volumes[v].grid[0] * call.volumes[v].grid[1], 4,
                  [](int64_t begin, int64_t end, void* context) {
+      const FlushToZero flush;
       static thread_local Scratch scratch;
       const auto& self = *static_cast<const PoolNorm<T, U>*>(context);
       const int64_t T0 = self.volume.grid[0], H0 = self.volume.grid[1];

@@ -11,9 +11,6 @@ constexpr int64_t CHUNK = 16;  // panels of 32 keys whose logits stay in cache
 // Logits of a chunk that become weights, left operands of the products with the values, some at a time.
 template <int PARTS>
 struct Weights {
-  // Far below what a sum of weights up to one can hold. Their parts are still normal numbers: others take the processor many
-  // times as long, and attention three times.
-  static constexpr int LOWEST = -90;
   const float* scores;   // (panels, 32 queries, 32 keys)
   bf16* out;
   int64_t num_keys = 0;
@@ -28,8 +25,8 @@ struct Weights {
     for (const int64_t until = smaller(end, at + count); at < until; at++) {
       const int64_t panel = at / BLOCK, row = at % BLOCK, left = num_keys - panel * BLOCK;
       const Vec offset = set1(-offsets[row]);
-      Vec low = exp2_of<(PARTS > 1), LOWEST>(fma(load(scores + at * BLOCK), scale, offset));
-      Vec high = exp2_of<(PARTS > 1), LOWEST>(fma(load(scores + at * BLOCK + W), scale, offset));
+      Vec low = exp2_of<(PARTS > 1)>(fma(load(scores + at * BLOCK), scale, offset));
+      Vec high = exp2_of<(PARTS > 1)>(fma(load(scores + at * BLOCK + W), scale, offset));
       if (left < BLOCK) {
         low = first(smaller(left, W), low, 0.f);
         high = first(larger(left - W, 0), high, 0.f);
@@ -292,6 +289,7 @@ static int32_t run_attention(const memvit_attention_call& call, memvit_parallel_
     attention.blocks[i].make(call, plan, attention.value_starts, attention.value_width, attention.single, slots, parts);
   }
   parallel_for(0, num_packs * attention.max_panels, 1, [](int64_t begin, int64_t end, void* context) {
+    const FlushToZero flush;
     const auto& a = *static_cast<const TiledAttention<T, PARTS>*>(context);
     for (int64_t i = begin; i < end; i++) {
       const int64_t pair = i / a.max_panels;
@@ -299,6 +297,7 @@ static int32_t run_attention(const memvit_attention_call& call, memvit_parallel_
     }
   }, &attention);
   parallel_for(0, num_packs * attention.num_tiles, 1, [](int64_t begin, int64_t end, void* context) {
+    const FlushToZero flush;
     static thread_local Scratch scratch;
     const auto& a = *static_cast<const TiledAttention<T, PARTS>*>(context);
     const Tiles tiles;
