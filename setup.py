@@ -2,6 +2,7 @@
 
 import platform
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 
@@ -11,13 +12,7 @@ BUILDS_KERNELS = platform.machine() in ("x86_64", "AMD64") and sys.platform.star
 kernels = Extension(
     "memvit.kernels._cpu",
     sources=[f"src/memvit/kernels/csrc/{name}.cpp" for name in SOURCES],
-    depends=[
-        f"src/memvit/kernels/csrc/{name}"
-        for name in (
-            "memvit_cpu.h",
-            *("vectors.inl", "tiles.inl", "kernels.inl", "queries.inl", "attention.inl", "blocks.inl", "position_columns.inl", "tiled_attention.inl", "linear.inl", "norm.inl", "layer_norm.inl", "pooling.inl", "max_pooling.inl"),
-        )
-    ],
+    depends=[str(path) for path in sorted(Path("src/memvit/kernels/csrc").glob("*"))],
     # Instructions beyond the baseline are chosen function by function in the sources, and at run time.
     extra_compile_args=[
         "-O3",

@@ -17,6 +17,7 @@ namespace memvit_amx {
 #include "position_columns.inl"
 #include "tiled_attention.inl"
 #include "norm.inl"
+#include "rows.inl"
 #include "linear.inl"
 }
 #pragma GCC pop_options
