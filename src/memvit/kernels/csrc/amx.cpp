@@ -1,4 +1,5 @@
-// Attention and linear layers with AMX's tile instructions, to bfloat16; it runs only where the processor and the system have them (dispatch.cpp).
+// Attention, linear layers and patches with AMX's tile instructions; they run only where the processor and the system have them
+// (dispatch.cpp).
 #include <immintrin.h>
 
 #include <cstdint>

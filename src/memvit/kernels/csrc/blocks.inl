@@ -30,8 +30,7 @@ static inline void store_first(bf16* p, Vec v, int64_t n) {
 // One row of a block, 32 floats, as PARTS rows of bfloat16 numbers that add up to it. Depths lie as weights have them: where
 // there are several parts, k and k + 16 are a pair, so that two instructions make sixteen of them. Parts of left operands are
 // cut off: three take eight bits each, all there are. Those of right operands are rounded, so that what products leave out has
-// no bias.
-// Infinity becomes what is not a number, which its rest is.
+// no bias. Infinity becomes what is not a number, which its rest is.
 template <int PARTS, bool IsRounded = false>
 static inline void split(Vec low, Vec high, bf16* out, int64_t out_stride = BLOCK_SIZE) {
   if constexpr (PARTS == 1) {

@@ -22,10 +22,9 @@ constexpr int MOST_TERMS = 3;
 // terms but the first can give up an entry, if it is subtracted from their others and added to the first term's.
 // memvit_16x4 with two past clips takes 34 entries, and gets by with 30.
 struct SingleBlock {
-  static constexpr int MOST = MOST_TERMS;
   bool exists;                // no term has more than W entries, and all fit
-  int32_t column[MOST][W];    // of each entry; -1: given up
-  int32_t sources[MOST][2 * W];  // for each column, which values of a query (of the terms' W, one after the other) add up to
+  int32_t column[MOST_TERMS][W];    // of each entry; -1: given up
+  int32_t sources[MOST_TERMS][2 * W];  // for each column, which values of a query (of the terms' W, one after the other) add up to
                                  // it, or -1
   float signs[2 * W];         // of the second one
 
@@ -51,7 +50,7 @@ struct SingleBlock {
  private:
   bool fits(const memvit_attention_call& call) {
     // Entries belong to the group of an entry of the first term, which may turn out to be that of another; -1: no key takes it.
-    int32_t leader[W], group[MOST][W];
+    int32_t leader[W], group[MOST_TERMS][W];
     for (int e = 0; e < W; e++) leader[e] = e;
     for (auto& term : group)
       for (int32_t& g : term) g = -1;
@@ -73,7 +72,7 @@ struct SingleBlock {
     for (auto& term : sources)
       for (int32_t& value : term) value = -1;
     for (float& sign : signs) sign = 1;
-    int32_t columns = 0, given_up[MOST][W];
+    int32_t columns = 0, given_up[MOST_TERMS][W];
     for (auto& term : given_up)
       for (int32_t& e : term) e = -1;
     for (int64_t t = call.num_terms - 1; t >= 0; t--)

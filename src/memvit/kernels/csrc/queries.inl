@@ -1,5 +1,5 @@
-// What attention needs to know of queries and keys, whatever multiplies them: where they lie, which keys take part, and what
-// relative positions add to their logits. Included inside a namespace, after vectors.inl.
+// What attention needs to know of queries and keys, whatever multiplies them: where they lie, which keys take part, and which
+// queries share a row of a table of positions. Included inside a namespace, after vectors.inl.
 
 constexpr int64_t MACRO_TILE = 512;  // queries whose position values are computed together
 constexpr float LOG2_E = 1.44269504088896341f;
