@@ -84,9 +84,17 @@ def exact_poolings(poolings: list[Pooling]) -> list[Pooling]:
 # What the other process runs
 
 
-def errors(case: Case) -> tuple[float, float]:
-    """The largest relative error of outputs and of gradients, against float64."""
+def errors(case: Case, max_few: int = 0) -> tuple[float, float]:
+    """The largest relative error of outputs and of gradients, against float64.
+
+    Args:
+        max_few: up to so many tokens are made by a program each.
+    """
+    from memvit.kernels import triton_pooling_few, triton_pooling_forward
+
     torch.manual_seed(0)
+    triton_pooling_few.MAX_FEW = max_few
+    triton_pooling_forward.plan.cache_clear()
     x, poolings = case.tokens(), case.poolings()
     outs = triton_pool_norm(x, case.grid, poolings, num_class=case.num_class)
     assert all(out.dtype == case.dtype for out in outs)
@@ -106,7 +114,6 @@ def errors_with_times(case: Case, times: int) -> tuple[float, float]:
     usual = triton_pooling_forward.Sliding.of
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_pooling_forward.Sliding, "of", lambda *sizes: usual(*sizes)._replace(times=times))
-        triton_pooling_forward.plan.cache_clear()
         found = errors(case)
     triton_pooling_forward.plan.cache_clear()
     return found
@@ -242,6 +249,12 @@ def test_poolings_and_their_gradients_are_as_defined(process: ProcessPoolExecuto
 
 
 @needs_triton
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_few_tokens_are_as_defined(process: ProcessPoolExecutor, case: Case) -> None:
+    assert max(process.submit(errors, case, 1 << 30).result()) < 1e-5
+
+
+@needs_triton
 @pytest.mark.parametrize(
     ("name", "times"),
     [
@@ -322,13 +335,13 @@ def test_the_operator_is_registered_soundly(process: ProcessPoolExecutor) -> Non
     ids=["queries", "compression"],
 )
 def test_kernels_compile_for_gpus_that_are_not_here_and_keep_to_registers(case: Case) -> None:
-    from memvit.kernels import triton_pooling_backward, triton_pooling_forward
+    from memvit.kernels import triton_pooling_backward, triton_pooling_few, triton_pooling_forward
 
     weight = torch.empty(case.channels, 1, *case.kernel)
     geometry = pooling_geometry(weight, case.grid, case.strides[0], causal=False, num_class=1)
     x = case.tokens().detach().cpu()
     filters, norm = triton_pooling_backward.pack_filters([weight]), [torch.empty(case.channels)]
-    with compiling(triton_pooling_forward, triton_pooling_backward) as compiled:
+    with compiling(triton_pooling_forward, triton_pooling_few, triton_pooling_backward) as compiled:
         num_rows, launches = triton_pooling_forward.plan((Job(0, 0, geometry, 1e-6),))
         packed = [launch.pack([weight, *norm, *norm]) for launch in launches]
         outs = triton_pooling_forward.run([x], num_rows, launches, packed, x.dtype)

@@ -12,6 +12,7 @@ import torch
 
 from interpreted import compile_one_graph, kernel_process, models_take_them, needs_triton
 from memvit import MeMViT
+from memvit.kernels import triton_attention
 from memvit.kernels.backend import reference_kernels
 from tiny_models import small_model
 
@@ -31,14 +32,25 @@ class Outcome(NamedTuple):
     eager_error: float
 
 
-def run_stream(overrides: dict[str, Any], num_steps: int) -> Outcome:
-    """Steps, compiled, eager, and by the plain definitions. In the process where Triton is interpreted."""
+def run_stream(overrides: dict[str, Any], num_steps: int, is_low_precision: bool) -> Outcome:
+    """Steps, compiled, eager, and by the plain definitions. In the process where Triton is interpreted.
+
+    Args:
+        is_low_precision: attention as there, of float32 all the same.
+    """
     torch.manual_seed(0)
     torch._dynamo.reset()
     model = one_block(**overrides)
     compiled, graphs = compile_one_graph(model, "eager")
     errors = [0.0, 0.0]
-    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True), models_take_them():
+    with (
+        torch.no_grad(),
+        torch._dynamo.config.patch(error_on_recompile=True),
+        models_take_them(),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        if is_low_precision:
+            patch.setattr(triton_attention, "can_attend", lambda q, sizes, num_class: True)
         memories = [model.new_memory(2, 4, 32, 16)] * 3
         for step in range(num_steps):
             clips = torch.randn(2, 3, 4, 32, 16)
@@ -91,18 +103,21 @@ def process() -> Iterator[ProcessPoolExecutor]:
 
 @needs_triton
 @pytest.mark.parametrize(
-    ("overrides", "num_steps"),
-    [({}, 3), ({"causal": True, "head_task": "frames"}, 1)],
-    ids=["clip", "causal frames"],
+    ("overrides", "num_steps", "attention"),
+    [
+        ({}, 3, {"fold_queries": 1, "fold_keys": 1}),
+        ({}, 3, {"triton_attention": 1}),
+        ({"causal": True, "head_task": "frames"}, 1, {}),
+    ],
+    ids=["clip", "clip in low precision", "causal frames"],
 )
 def test_a_stream_needs_one_graph_and_one_call_a_block(
-    process: ProcessPoolExecutor, overrides: dict[str, object], num_steps: int
+    process: ProcessPoolExecutor, overrides: dict[str, object], num_steps: int, attention: dict[str, int]
 ) -> None:
-    outcome = process.submit(run_stream, overrides, num_steps).result()
+    outcome = process.submit(run_stream, overrides, num_steps, "triton_attention" in attention).result()
     assert outcome.num_graphs == 1
-    folds = {} if "causal" in overrides else {"fold_queries": 1, "fold_keys": 1}
     found = {name: num for name, num in outcome.calls.items() if name not in ("position_layout", "linear", "mlp")}
-    assert found == {"gather_patches": 1, "triton_pool_norm": 1, "gpu_max_pool": 1} | folds
+    assert found == {"gather_patches": 1, "triton_pool_norm": 1, "gpu_max_pool": 1} | attention
     assert outcome.compiled_error < 1e-5
     assert outcome.eager_error < 1e-5
 

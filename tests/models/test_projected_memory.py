@@ -28,9 +28,15 @@ def is_projected(memory: Memory) -> bool:
     return all(layer.projected is not None for layer in memory.layers.values())
 
 
+@pytest.mark.parametrize("has_branches", [False, True], ids=["", "in branches"])
 @pytest.mark.parametrize("overrides", OVERRIDES)
 @torch.inference_mode()
-def test_a_stream_gives_what_the_plain_path_gives(overrides: dict[str, object]) -> None:
+def test_a_stream_gives_what_the_plain_path_gives(
+    overrides: dict[str, object], has_branches: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if has_branches:  # as while a step is recorded on a GPU
+        for module in ("models.attention", "models.layer_memory"):
+            monkeypatch.setattr(f"memvit.{module}.has_branches", lambda x: True)
     model = small_model(**overrides)
     ours = plain = None
     for step in range(10):

@@ -112,6 +112,19 @@ def test_logits_and_memory_stay_when_the_next_step_is_computed() -> None:
         assert not tensor.is_inference()
 
 
+def test_recording_leaves_the_parameters_alone() -> None:
+    model = small_model().train()
+    hooked = []
+    model.head.projection.weight.register_hook(lambda grad: hooked.append(grad.clone()))
+    network = RecordedNetwork(model, Recorder())
+    logits, _ = network(clips(0), model.new_memory(2))
+    assert not hooked
+    assert all(p.grad is None for p in model.parameters())
+    logits.sum().backward()
+    assert len(hooked) == 1
+    assert torch.equal(hooked[0], model.head.projection.weight.grad)
+
+
 def test_fit_records_where_there_is_a_gpu_and_trains_as_ever_where_there_is_none(dataset: Path, tmp_path: Path) -> None:
     parameters = []
     for record in (False, True):

@@ -6,7 +6,8 @@ logits:
 - with PyTorch alone, a term is a product of the query's values with the key's one-hot entry, so values and one-hot entries
   become extra dimensions of queries and keys, and a fused attention does the rest (the idea is known as FlashBias,
   arXiv 2505.12044);
-- on GPUs two kernels of ours (`triton_folding`) write such queries and keys;
+- on GPUs two kernels of ours (`triton_folding`) write such queries and keys, and where no gradients are wanted, in low precision,
+  one does all of it (`triton_attention`);
 - on CPUs, where no gradients are wanted, a kernel of ours (csrc/attention.inl) adds the terms tile by tile, and reads past
   and present keys where they lie.
 """
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from memvit.kernels import cpu, tiles, triton_folding
+from memvit.kernels import cpu, tiles, triton_attention, triton_folding
 from memvit.kernels.backend import use_reference
 from memvit.kernels.ops import register
 
@@ -70,11 +71,13 @@ class FoldedPositions(NamedTuple):
         tables: (rows, head_dim), all axes' tables one after the other, in the dtype of the queries.
         columns: int32 (3, num_keys), of `triton_folding.key_columns`.
         sizes: entries of past and present keys along time, height and width.
+        ones: of `triton_attention.key_ones`, in the dtype of the queries, where no gradients are wanted.
     """
 
     tables: Tensor
     columns: Tensor
     sizes: tuple[int, int, int, int, int, int]
+    ones: Tensor | None = None
 
 
 class RelativePositions(NamedTuple):
@@ -176,11 +179,27 @@ def attention(
             -1 if residual_from is None else residual_from,
         )
     if not use_reference() and not terms and positions and positions.folded:
+        folded, is_alike = positions.folded, q.dtype == k.dtype == v.dtype
+        if folded.ones is not None and is_alike and triton_attention.can_attend(q, folded.sizes, positions.num_class):
+            return triton_attention.triton_attention(
+                q,
+                k,
+                v,
+                past_k,
+                past_v,
+                folded.tables,
+                folded.ones,
+                key_mask,
+                positions.grid,
+                positions.num_class,
+                folded.sizes,
+                residual_from,
+            )
         folding = triton_folding.Folding(
             positions.grid, positions.num_class, q.shape[-1], positions.folded.sizes, key_mask is not None
         )
-        if q.dtype == k.dtype == v.dtype and triton_folding.can_fold(q, folding):
-            out = _attention_on_gpu(q, k, v, past_k, past_v, positions.folded, key_mask, dropout, folding)
+        if is_alike and triton_folding.can_fold(q, folding):
+            out = _attention_on_gpu(q, k, v, past_k, past_v, folded, key_mask, dropout, folding)
             return out if residual_from is None else _add_queries(out, q, residual_from)
     if past_k is not None and past_v is not None:
         k, v = torch.cat([past_k.to(k.dtype), k], dim=2), torch.cat([past_v.to(v.dtype), v], dim=2)

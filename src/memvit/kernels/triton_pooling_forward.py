@@ -4,7 +4,8 @@
 A program has some (token, head) pairs of one stream and slides along time: it reads each token it needs once, where it lies
 in (B, N, C), and adds it to all the output times that the token is part of. It holds the convolutions in float32 registers,
 normalises them there and writes the result. Class tokens have programs of their own, which norm them alone. One launch does
-up to `MAX_SHARED` poolings of one geometry, of the same or of other tokens.
+up to `MAX_SHARED` poolings of one geometry, of the same or of other tokens. Where few tokens come out, another kernel makes
+them (`triton_pooling_few`).
 
 Grids, kernels and strides are compile-time constants (so that dividing by them costs a multiplication); loops run over
 constants alone, which Triton's interpreter needs too.
@@ -13,7 +14,7 @@ constants alone, which Triton's interpreter needs too.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from memvit.kernels import triton_pooling_few as few
+from memvit.kernels.branches import run_branches
 from memvit.kernels.triton_pooling_geometry import MAX_SHARED, Geometry, Job
+from memvit.kernels.triton_tiles import norm_and_store
 
 
 @triton.jit
@@ -75,41 +79,6 @@ def _convolve_times(
                             added = added + (sums[j],)  # noqa: RUF005
                     sums = added
     return sums
-
-
-@triton.jit
-def _norm_and_store(
-    ys,  # for each block (rows, channels), 0 past the last channel
-    norm_weights,  # for each block (1, channels)
-    norm_biases,
-    out_ptr,  # (rows, 1), the first channel
-    exists,
-    EPS: tl.constexpr,
-    C: tl.constexpr,
-    STARTS: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    NUM_BLOCKS: tl.constexpr,
-):
-    """LayerNorm over channels that lie in several blocks."""
-    mean = tl.sum(ys[0], axis=1)
-    for b in tl.static_range(1, NUM_BLOCKS):
-        mean += tl.sum(ys[b], axis=1)
-    mean = (mean / C)[:, None]
-    centred = ()
-    for b in tl.static_range(NUM_BLOCKS):
-        if STARTS[b] + BLOCKS[b] <= C:
-            centred = centred + (ys[b] - mean,)  # noqa: RUF005
-        else:
-            in_head = STARTS[b] + tl.arange(0, BLOCKS[b]) < C
-            centred = centred + (tl.where(in_head[None, :], ys[b] - mean, 0.0),)  # noqa: RUF005
-    variance = tl.sum(centred[0] * centred[0], axis=1)
-    for b in tl.static_range(1, NUM_BLOCKS):
-        variance += tl.sum(centred[b] * centred[b], axis=1)
-    rstd = tl.rsqrt(variance / C + EPS)[:, None]
-    for b in tl.static_range(NUM_BLOCKS):
-        c = STARTS[b] + tl.arange(0, BLOCKS[b])
-        out = tl.fma(centred[b] * rstd, norm_weights[b], norm_biases[b])
-        tl.store(out_ptr + c[None, :], out.to(out_ptr.dtype.element_ty), mask=exists[:, None] & (c < C)[None, :])
 
 
 @triton.jit
@@ -170,7 +139,7 @@ def _pool_norm_kernel(
             y = tl.load(x_ptr + (head * C)[:, None] + c[None, :], mask=exists[:, None] & (c < C)[None, :], other=0.0)
             ys = ys + (y.to(tl.float32),)  # noqa: RUF005
         class_ptr = out_ptr + (head * C)[:, None]
-        _norm_and_store(ys, norm_weights, norm_biases, class_ptr, exists, EPS, C, STARTS, BLOCKS, NUM_BLOCKS)
+        norm_and_store(ys, norm_weights, norm_biases, class_ptr, exists, EPS, C, STARTS, BLOCKS, NUM_BLOCKS)
     else:
         row = tile % num_row_tiles * ROWS + tl.arange(0, ROWS)
         # Every row has the time, though all share it: the interpreter cannot join conditions on blocks and on scalars.
@@ -195,7 +164,7 @@ def _pool_norm_kernel(
             out_place = NUM_CLASS + (first_t + j) * (OUT_GRID[1] * OUT_GRID[2]) + place
             place_ptr = out_ptr + (out_place * (NUM_HEADS * C) + head * C)[:, None]
             in_time = exists & (first_t + j < OUT_GRID[0])
-            _norm_and_store(ys, norm_weights, norm_biases, place_ptr, in_time, EPS, C, STARTS, BLOCKS, NUM_BLOCKS)
+            norm_and_store(ys, norm_weights, norm_biases, place_ptr, in_time, EPS, C, STARTS, BLOCKS, NUM_BLOCKS)
 
 
 class Sliding(NamedTuple):
@@ -325,20 +294,24 @@ class Launch:
     def _prepare(self, x: Tensor, num_poolings: int) -> _Prepared:
         B, _, C = x.shape
         geometry, num_heads = self.geometry, C // self.geometry.channels
-        constants = {"STRIDE_N": x.stride(1), **self.constants}
+        constants = {"STRIDE_N": x.stride(1), "NUM_HEADS": num_heads, **self.constants}
+        num_rows = geometry.num_out * num_heads
+        taps, blocks = few.taps_block(geometry), split(geometry.channels)
+        if num_rows * num_poolings * B <= few.MAX_FEW and taps * max(blocks) <= few.MAX_READ:
+            constants |= {**_cut(blocks), "TAPS": taps}
+            return _Prepared(few.pool_few_kernel, (num_rows, num_poolings, B), constants, few.NUM_WARPS)
         sliding = Sliding.of(geometry, num_heads, B * num_poolings)
-        constants |= {
-            "NUM_HEADS": num_heads,
-            "STARTS": tuple(sum(sliding.blocks[:i]) for i in range(len(sliding.blocks))),
-            "BLOCKS": sliding.blocks,
-            "NUM_BLOCKS": len(sliding.blocks),
-            "TIMES": sliding.times,
-            "ROWS": sliding.rows,
-        }
+        constants |= {**_cut(sliding.blocks), "TIMES": sliding.times, "ROWS": sliding.rows}
         out_t, out_h, out_w = geometry.out_grid
         num_tiles = triton.cdiv(out_t, sliding.times) * triton.cdiv(out_h * out_w * num_heads, sliding.rows)
         num_tiles += geometry.num_class * triton.cdiv(num_heads, sliding.rows)
         return _Prepared(_pool_norm_kernel, (num_tiles, num_poolings, B), constants, sliding.num_warps)
+
+
+def _cut(blocks: tuple[int, ...]) -> dict[str, Any]:
+    """Channels in blocks, as the kernels are told."""
+    starts = tuple(sum(blocks[:i]) for i in range(len(blocks)))
+    return {"STARTS": starts, "BLOCKS": blocks, "NUM_BLOCKS": len(blocks)}
 
 
 @lru_cache(maxsize=256)
@@ -384,6 +357,8 @@ def run(
     outs = [x.new_empty((x.shape[0], n, x.shape[2]), dtype=dtype) for n in num_rows]
     xs = [x if x.stride(2) == 1 else x.contiguous() for x in xs]
     with torch.cuda.device_of(x):
-        for launch, parameters in zip(launches, packed, strict=True):
-            launch(xs, parameters, outs)
+        run_branches(
+            x,
+            [partial(launch, xs, parameters, outs) for launch, parameters in zip(launches, packed, strict=True)],
+        )
     return outs

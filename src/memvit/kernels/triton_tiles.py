@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment"
+# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment, misc"
 """What Triton kernels share that hold some tokens with all or some of their channels: tiles of a grid, and LayerNorm."""
 
 from __future__ import annotations
@@ -65,3 +65,38 @@ def standardize(y, eps, C: tl.constexpr):
     centred = tl.where(in_head[None, :], y - (tl.sum(y, axis=1) / C)[:, None], 0.0)
     rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / C + eps)
     return centred * rstd[:, None], rstd
+
+
+@triton.jit
+def norm_and_store(
+    ys,  # for each block (rows, channels), 0 past the last channel
+    norm_weights,  # for each block (1, channels)
+    norm_biases,
+    out_ptr,  # (rows, 1), the first channel
+    exists,
+    EPS: tl.constexpr,
+    C: tl.constexpr,
+    STARTS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    NUM_BLOCKS: tl.constexpr,
+):
+    """LayerNorm over channels that lie in several blocks."""
+    mean = tl.sum(ys[0], axis=1)
+    for b in tl.static_range(1, NUM_BLOCKS):
+        mean += tl.sum(ys[b], axis=1)
+    mean = (mean / C)[:, None]
+    centred = ()
+    for b in tl.static_range(NUM_BLOCKS):
+        if STARTS[b] + BLOCKS[b] <= C:
+            centred = centred + (ys[b] - mean,)  # noqa: RUF005
+        else:
+            in_head = STARTS[b] + tl.arange(0, BLOCKS[b]) < C
+            centred = centred + (tl.where(in_head[None, :], ys[b] - mean, 0.0),)  # noqa: RUF005
+    variance = tl.sum(centred[0] * centred[0], axis=1)
+    for b in tl.static_range(1, NUM_BLOCKS):
+        variance += tl.sum(centred[b] * centred[b], axis=1)
+    rstd = tl.rsqrt(variance / C + EPS)[:, None]
+    for b in tl.static_range(NUM_BLOCKS):
+        c = STARTS[b] + tl.arange(0, BLOCKS[b])
+        out = tl.fma(centred[b] * rstd, norm_weights[b], norm_biases[b])
+        tl.store(out_ptr + c[None, :], out.to(out_ptr.dtype.element_ty), mask=exists[:, None] & (c < C)[None, :])

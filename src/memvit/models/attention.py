@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from memvit.kernels.attention import AttentionTerm, RelativePositions, attention, masked_logit
 from memvit.kernels.backend import use_reference
+from memvit.kernels.branches import has_branches, run_branches
 from memvit.kernels.frozen import frozen, stamp_of
 from memvit.kernels.linear import Linear
 from memvit.kernels.pooling import Front, Pooling, pool_norm
@@ -118,9 +119,11 @@ class PoolingAttention(nn.Module):
         past_k = past_v = remembered = None
         if memory is not None and self.keeps_projections():
             q, k, v, past_k, past_v, remembered = self._look_back(x, grid, memory)
+        elif memory is None and self.config.pool_first:
+            _, (q, k, v) = self._pool_and_project(x, grid)
         else:
             if self.config.pool_first:
-                q, k, v = self._pool_together(x, grid)
+                q, k, v = self._pool_together("qkv", x, grid)
             else:
                 qkv = (self.q(x), self.k(x), self.v(x)) if self.config.separate_qkv else self.qkv(x).chunk(3, dim=-1)
                 q, k, v = (self._pool(name, t, grid) for name, t in zip("qkv", qkv, strict=True))
@@ -178,14 +181,31 @@ class PoolingAttention(nn.Module):
         stamp = stamp_of([p for module in modules for p in (module.weight, module.bias) if p is not None])
         older = memory.older_projected(config, self._compressions(self.key_grid(grid)), (self.k, self.v), stamp)
 
-        q, k, v = self._pool_together(x, grid, behind=memory.newest_attended(config))
-        projected = self.k(k), self.v(v)
+        (k, v), (q, *projected) = self._pool_and_project(x, grid, behind=memory.newest_attended(config))
         num_first = k.shape[1] - int(self.config.class_token) - math.prod(self.key_grid(grid))
-        remembered = memory.append_projected(config, (k, v), projected, num_first, older, stamp)
+        remembered = memory.append_projected(config, (k, v), (projected[0], projected[1]), num_first, older, stamp)
         past_k = past_v = None
         if config.length > 1:
             past_k, past_v = (t[:, :: config.gap].flatten(1, 2).to(projected[0].dtype) for t in (older.k, older.v))
-        return self.q(q), *projected, past_k, past_v, remembered
+        return q, projected[0], projected[1], past_k, past_v, remembered
+
+    def _pool_and_project(
+        self, x: Tensor, grid: Size3, behind: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """Keys and values as they are remembered, and queries, keys and values projected."""
+        if not has_branches(x):
+            q, k, v = self._pool_together("qkv", x, grid, behind)
+            return (k, v), (self.q(q), self.k(k), self.v(v))
+
+        def queries() -> list[Tensor]:
+            return [self.q(*self._pool_together("q", x, grid))]
+
+        def keys_values() -> list[Tensor]:
+            k, v = self._pool_together("kv", x, grid, behind)
+            return [k, v, *run_branches(x, [lambda: self.k(k), lambda: self.v(v)])]
+
+        (k, v, projected_k, projected_v), (q,) = run_branches(x, [keys_values, queries])
+        return (k, v), (q, projected_k, projected_v)
 
     def output_grid(self, grid: Size3) -> Size3:
         """The grid of the pooled queries, that is, of the block's output."""
@@ -217,10 +237,14 @@ class PoolingAttention(nn.Module):
         pooled = pool(x[:, num_class:].unflatten(1, grid).permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).flatten(1, 3)
         return torch.cat([x[:, :num_class], pooled], dim=1) if num_class else pooled
 
-    def _pool_together(self, x: Tensor, grid: Size3, behind: tuple[Tensor, Tensor] | None = None) -> list[Tensor]:
-        """Queries, keys and values of the same tokens, the latter two `behind` those of a past clip, which are compressed."""
+    def _pool_together(
+        self, names: str, x: Tensor, grid: Size3, behind: tuple[Tensor, Tensor] | None = None
+    ) -> list[Tensor]:
+        """What is asked for of queries, keys and values of the same tokens; keys and values `behind` those of a past clip, which
+        are compressed.
+        """
         past = dict(zip("kv", behind, strict=True)) if behind is not None else {}
-        learned = [name for name in "qkv" if isinstance(getattr(self, f"pool_{name}"), nn.Conv3d)]
+        learned = [name for name in names if isinstance(getattr(self, f"pool_{name}"), nn.Conv3d)]
         poolings = [self._pooling(name) for name in learned]
         num_class, key_grid = int(self.config.class_token), self.key_grid(grid)
         fronts: list[Front | None] = [None] * len(learned)
@@ -229,9 +253,9 @@ class PoolingAttention(nn.Module):
                 if name in past:
                     fronts[i] = Front(past.pop(name), key_grid, self._compressing(name))
         found = dict(zip(learned, pool_norm(x, grid, poolings, num_class=num_class, fronts=fronts), strict=True))
-        pooled = [found[name] if name in found else self._pool(name, x, grid) for name in "qkv"]
+        pooled = [found[name] if name in found else self._pool(name, x, grid) for name in names]
         for name, first in past.items():
-            i = "qkv".index(name)
+            i = names.index(name)
             first = self._compression(name, key_grid)(first).to(pooled[i].dtype)
             pooled[i] = torch.cat([first, pooled[i]], dim=1)
         return pooled

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from memvit.kernels.branches import has_branches
 from memvit.kernels.frozen import Stamp
 from memvit.models.config import MemoryConfig
 
@@ -263,7 +264,12 @@ def append_slot(slots: Tensor, new: Tensor) -> Tensor:
 
 
 def _push(slots: Tensor, new: Tensor) -> Tensor:
-    """`append_slot` that copies `new` even to a single slot: a view would keep alive all that it is a part of."""
+    """`append_slot` that copies `new` even to a single slot: a view would keep alive all that it is a part of.
+
+    What is recorded as a CUDA graph is copied behind its back anyway.
+    """
+    if has_branches(new):
+        return append_slot(slots, new)
     return torch.cat([slots[:, 1:], new.to(slots.dtype)], dim=1) if slots.shape[1] else slots
 
 

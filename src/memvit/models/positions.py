@@ -19,6 +19,7 @@ from torch._guards import detect_fake_mode
 from memvit.kernels import triton_folding
 from memvit.kernels.attention import AxisTable, FoldedPositions, RelativePositions, pack_table
 from memvit.kernels.ops import register
+from memvit.kernels.triton_attention import block_of, key_ones
 from memvit.kernels.triton_folding import Folding, key_columns
 from memvit.models.config import Size3
 
@@ -177,7 +178,8 @@ def relative_positions(
         start = stop
     folded = None
     if triton_folding.folds_on(device):
-        folded = FoldedPositions(flat.to(dtype), _layout("columns", geometry), sizes)
+        ones = None if torch.is_grad_enabled() else _layout("ones", geometry).to(dtype)
+        folded = FoldedPositions(flat.to(dtype), _layout("columns", geometry), sizes, ones)
     return RelativePositions(q_grid, num_class, tuple(by_axis), folded)
 
 
@@ -218,7 +220,8 @@ def _make_layout(geometry: _Geometry) -> dict[str, Tensor]:
     Returns:
         index: (rows,), for each place of the queries along time and each entry, then along height, then width, the row among
             all rows of all tables, one table after the other; "selection" is the same as a matrix of zeros and ones, made when
-            it is first wanted. columns: of `triton_folding.key_columns`. For every axis, "entry AXIS" and "row AXIS" of
+            it is first wanted. columns: of `triton_folding.key_columns`. ones: of `triton_attention.key_ones`. For every axis,
+            "entry AXIS" and "row AXIS" of
             `AxisTable`.
     """
     q_grid, keys, axes, lengths, num_class, device = geometry
@@ -239,6 +242,8 @@ def _make_layout(geometry: _Geometry) -> dict[str, Tensor]:
             found[f"entry {axis}"] = torch.cat(entries)
         folding = Folding(q_grid, num_class, 0, _sizes(keys, axes), has_mask=False)
         found["columns"] = key_columns(folding, axes, [found[f"entry {axis}"] for axis in axes])
+        by_axis = [found.get(f"entry {axis}") for axis in range(3)]
+        found["ones"] = key_ones(by_axis, folding.sizes)
         found["index"] = torch.cat(indices)
     return found
 
@@ -258,6 +263,9 @@ def _fake_layout(name: str, *arguments: Any) -> Tensor:
         return torch.empty(num_rows, sum(lengths), device=device)
     if name == "index":
         return torch.empty(num_rows, dtype=torch.long, device=device)
+    if name == "ones":
+        width = sum(block_of(sizes[2 * axis] + sizes[2 * axis + 1]) for axis in axes)
+        return torch.empty(num_keys, width, dtype=torch.bool, device=device)
     size = {"columns": (3, num_keys), "entry": (num_keys,), "row": (num_class + math.prod(q_grid),)}[name.split()[0]]
     return torch.empty(size, dtype=torch.int32, device=device)
 

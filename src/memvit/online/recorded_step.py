@@ -2,18 +2,20 @@
 
 A graph reads and writes fixed places. So clips and memory are copied to where it reads, memory moves on there, inside the
 graph, and what is handed out are copies: a memory stays what it was when the stream goes on. All tensors of a memory are
-parts of a few large ones, which makes such a copy a few launches.
+parts of one piece of memory, which makes such a copy one launch.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from memvit.kernels.branches import branching
 from memvit.kernels.frozen import hold_frozen
 from memvit.models.heads import Logits
 from memvit.models.memory import Memory
@@ -28,14 +30,15 @@ def record_cuda_graph(run: Callable[[], None]) -> Callable[[], None]:
     """Records what a function launches; it runs a few times before. Returns what launches all of it again."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(NUM_WARM_UP_RUNS):
+    with branching():
+        with torch.cuda.stream(side):
+            for _ in range(NUM_WARM_UP_RUNS):
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use the GPU meanwhile: decoders copy frames to it.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may use the GPU meanwhile: decoders copy frames to it.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        run()
     return graph.replay
 
 
@@ -88,7 +91,7 @@ class RecordedStep:
 
 
 class PackedMemory:
-    """A memory whose tensors are parts of one large tensor for each dtype.
+    """A memory whose tensors are parts of one piece of memory, so that it is copied in one launch.
 
     Args:
         memory: is copied.
@@ -102,42 +105,56 @@ class PackedMemory:
         by_dtype = defaultdict(list)
         for i, tensor in enumerate(tensors):
             by_dtype[tensor.dtype].append(i)
-        self._groups = list(by_dtype.values())
-        self._shapes = [torch.empty_like(tensor, device="meta") for tensor in tensors]
-        self._large = [torch.cat([tensors[i].flatten() for i in group]) for group in self._groups]
-        self._parts = self._cut(self._large)
+        self._groups = dict(by_dtype)
+        self._shapes = [tensor.shape for tensor in tensors]
+        self._bytes = {
+            dtype: sum(tensors[i].numel() for i in group) * dtype.itemsize for dtype, group in self._groups.items()
+        }
+        self._packed = torch.zeros(
+            sum(_aligned(n) for n in self._bytes.values()), dtype=torch.uint8, device=memory.device
+        )
+        self._parts = self._cut(self._packed)
         self.memory = memory.with_tensors(self._parts)
+        self.copy_from(memory)
 
-    def _cut(self, large: Sequence[Tensor]) -> list[Tensor]:
+    def _by_dtype(self, packed: Tensor) -> dict[torch.dtype, Tensor]:
+        """The numbers of each dtype, one behind the other."""
+        starts = itertools.accumulate((_aligned(n) for n in self._bytes.values()), initial=0)
+        return {
+            dtype: packed[start : start + n].view(dtype)
+            for start, (dtype, n) in zip(starts, self._bytes.items(), strict=False)
+        }
+
+    def _cut(self, packed: Tensor) -> list[Tensor]:
         parts: dict[int, Tensor] = {}
-        for group, tensor in zip(self._groups, large, strict=True):
-            sizes = [self._shapes[i].numel() for i in group]
-            for i, part in zip(group, tensor.split_with_sizes(sizes), strict=True):
-                parts[i] = part.view(self._shapes[i].shape)
+        for dtype, numbers in self._by_dtype(packed).items():
+            sizes = [self._shapes[i].numel() for i in self._groups[dtype]]
+            for i, part in zip(self._groups[dtype], numbers.split_with_sizes(sizes), strict=True):
+                parts[i] = part.view(self._shapes[i])
         return [parts[i] for i in range(len(parts))]
 
     def copy_from(self, memory: Memory) -> None:
         """Copies a memory's tensors here."""
-        dense: list[tuple[Tensor, Tensor]] = []
-        others: list[tuple[Tensor, Tensor]] = []
-        for own, tensor in zip(self._parts, memory.tensors(), strict=True):
-            assert own.shape == tensor.shape, (own.shape, tensor.shape)
-            if own.numel() and own.data_ptr() != tensor.data_ptr():
-                is_dense = tensor.is_contiguous() and tensor.dtype == own.dtype
-                (dense if is_dense else others).append((own, tensor))
-        for group in _by_dtype(dense):  # together they are a launch or two
-            torch._foreach_copy_([own for own, _ in group], [tensor for _, tensor in group])
-        for own, tensor in others:
-            own.copy_(tensor)
+        tensors = memory.tensors()
+        assert [tensor.shape for tensor in tensors] == self._shapes
+        own_place = self._packed.untyped_storage().data_ptr()
+        for dtype, numbers in self._by_dtype(self._packed).items():
+            group = [(self._parts[i], tensors[i]) for i in self._groups[dtype]]
+            group = [(own, tensor) for own, tensor in group if own.numel()]
+            if all(t.dtype == dtype and t.untyped_storage().data_ptr() != own_place for _, t in group):
+                if group:
+                    torch.cat([tensor.flatten() for _, tensor in group], out=numbers)
+            else:
+                for own, tensor in group:
+                    own.copy_(tensor)
 
     def copied(self, like: Memory | None = None) -> Memory:
         """A memory with copies of what is here, and all else of another one, or of this one."""
-        return (like or self.memory).with_tensors(self._cut([tensor.clone() for tensor in self._large]))
+        return (like or self.memory).with_tensors(self._cut(self._packed.clone()))
 
 
-def _by_dtype(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    for dtype in {own.dtype for own, _ in pairs}:
-        yield [pair for pair in pairs if pair[0].dtype == dtype]
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // 16) * 16
 
 
 def _stamps(memory: Memory) -> dict[int, Any]:

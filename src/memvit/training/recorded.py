@@ -48,6 +48,9 @@ class RecordedNetwork:
     Args:
         model: in training, without activation checkpointing, which draws random numbers in its own way.
         record: as `record_cuda_graphs`.
+
+    Raises:
+        ValueError: when it is called: with activation checkpointing, or where the GPU does not record it.
     """
 
     def __init__(self, model: MeMViT, record: RecordPair = record_cuda_graphs) -> None:
@@ -69,7 +72,14 @@ class RecordedNetwork:
         key = (clips.shape, clips.dtype, dtype, [t.shape for t in memory.tensors()], places)
         if self._recorded is None or key != self._key:
             self._recorded = None  # its memory is free for the next one
-            self._recorded = _Recorded(self.model, clips, memory, dtype, self._record)
+            try:
+                self._recorded = _Recorded(self.model, clips, memory, dtype, self._record)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise ValueError(
+                    f"this training cannot be recorded as CUDA graphs here, so leave out model.record: {error}"
+                ) from error
             self._key = key
         return self._recorded(clips, memory)
 
@@ -83,6 +93,7 @@ class _Recorded:
         self._clips = clips.detach().clone()
         self._memory = PackedMemory(memory.detach())
         self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._leaves: list[Tensor] = []
         device = clips.device
         states = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         self._run_forward()  # once for the shapes of what comes out
@@ -95,12 +106,16 @@ class _Recorded:
 
     def _run_forward(self) -> None:
         device = self._clips.device.type
+        # Gradients of the parameters themselves are added up on the stream that first used them, for as long as anybody has
+        # something computed from them (a loss, DDP), which is not the stream that is recorded. Nobody knows these.
+        leaves = {name: p.detach().requires_grad_(p.requires_grad) for name, p in self._model.named_parameters()}
+        self._leaves = [leaf for leaf in leaves.values() if leaf.requires_grad]
         # What autocast has converted before must not be read: nobody converts it again when the graph runs.
         with (
             torch.enable_grad(),
             torch.autocast(device, self._dtype, enabled=self._dtype is not None, cache_enabled=False),
         ):
-            logits, after = self._model(self._clips, self._memory.memory)
+            logits, after = torch.func.functional_call(self._model, leaves, (self._clips, self._memory.memory))
         self._is_tuple = isinstance(logits, tuple)
         self._heads: tuple[Tensor, ...] = logits if isinstance(logits, tuple) else (logits,)
         if not hasattr(self, "_after"):
@@ -108,7 +123,7 @@ class _Recorded:
         self._after.copy_from(after)
 
     def _run_backward(self) -> None:
-        grads = torch.autograd.grad(self._heads, self._trained, self._head_grads, allow_unused=True)
+        grads = torch.autograd.grad(self._heads, self._leaves, self._head_grads, allow_unused=True)
         if not hasattr(self, "_flat_grads"):
             self._is_used = [grad is not None for grad in grads]
             used = [p for p, is_used in zip(self._trained, self._is_used, strict=True) if is_used]

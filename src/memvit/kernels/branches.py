@@ -1,0 +1,64 @@
+"""Pieces of work that do not need one another, as branches of a CUDA graph.
+
+A step of one stream is some hundred launches, each too small to fill a GPU. Recorded as a CUDA graph they need not wait for one
+another where their results do not (within `branching`). Elsewhere such pieces run one after the other.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_free_streams: defaultdict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
+_this_thread = threading.local()
+
+
+@contextmanager
+def branching() -> Iterator[None]:
+    """While a step is recorded, and while it is tried before: there is to be nothing new when it is recorded."""
+    before = getattr(_this_thread, "branches", False)
+    _this_thread.branches = True
+    try:
+        yield
+    finally:
+        _this_thread.branches = before
+
+
+def has_branches(x: Tensor) -> bool:
+    """Whether what is computed from this tensor is computed within `branching`, on a GPU."""
+    if not x.is_cuda or torch.compiler.is_compiling():
+        return False
+    return getattr(_this_thread, "branches", False)
+
+
+def run_branches(x: Tensor, branches: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Runs functions, beside each other while a step is recorded. Their results are in their order.
+
+    In a trial run they take the same ways one after the other.
+
+    Args:
+        x: on the device that they run on.
+        branches: none changes what another reads, and what they read exists until all are done.
+    """
+    if len(branches) == 1 or not (has_branches(x) and torch.cuda.is_current_stream_capturing()):
+        return [branch() for branch in branches]
+    free = _free_streams[x.device]
+    here = torch.cuda.current_stream(x.device)
+    streams = [free.pop() if free else torch.cuda.Stream(x.device) for _ in branches[1:]]
+    results = []
+    for stream, branch in zip(streams, branches[1:], strict=True):
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
+            results.append(branch())
+    results.insert(0, branches[0]())
+    for stream in streams:
+        here.wait_stream(stream)
+    # In an order that has the next branches take the same streams again, whose memory is there already.
+    free.extend(reversed(streams))
+    return results

@@ -1,0 +1,221 @@
+"""Attention with relative positions on GPUs where no gradients are wanted, in one Triton kernel.
+
+What `triton_folding` and PyTorch's fused attention do in three or four launches, from queries to their sum with the result:
+nothing is folded, joined or padded on the way. Products of few dimensions suit the GPU less than those of cuDNN do, but launches
+count where a step has little work.
+
+Triton is imported at the first launch: this module can be imported everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from memvit.kernels.ops import ON_GPUS, register
+from memvit.kernels.triton_pooling import is_available
+
+DTYPES = (torch.bfloat16, torch.float16)
+MAX_HEAD_DIM = 128
+MAX_ENTRIES = 32  # of an axis; with more, as of long memories, cuDNN's attention to folded queries takes less time
+
+Size3 = tuple[int, int, int]
+
+
+def block_of(num_entries: int) -> int:
+    """The power of two that holds the entries of an axis; 0 where there are none."""
+    return max(16, 1 << (num_entries - 1).bit_length()) if num_entries else 0
+
+
+def key_ones(entries: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor:
+    """True for each key where it takes a term of an axis, (keys, `block_of` the entries of each axis).
+
+    Args:
+        entries: along time, height and width (keys,), which entry each key takes, past ones counted first; -1: none; None: the
+            axis has no positions.
+        sizes: (past, present) entries of each axis, flat.
+    """
+    parts = []
+    for axis, entry in enumerate(entries):
+        block = block_of(sizes[2 * axis] + sizes[2 * axis + 1])
+        if entry is not None and block:
+            parts.append(entry[:, None] == torch.arange(block, device=entry.device))
+    return torch.cat(parts, dim=1)
+
+
+def can_attend(q: Tensor, sizes: Sequence[int], num_class: int) -> bool:
+    """Whether `triton_attention` takes these: on a GPU, in low precision, without gradients, of sizes that it knows."""
+    return (
+        is_available()
+        and q.is_cuda
+        and q.dtype in DTYPES
+        and not torch.is_grad_enabled()
+        and q.shape[-1] <= MAX_HEAD_DIM
+        and num_class <= 1
+        and max(sizes[2 * axis] + sizes[2 * axis + 1] for axis in range(3)) <= MAX_ENTRIES
+    )
+
+
+def triton_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    past_k: Tensor | None,
+    past_v: Tensor | None,
+    tables: Tensor,
+    ones: Tensor,
+    key_mask: Tensor | None,
+    grid: Size3,
+    num_class: int,
+    sizes: Sequence[int],
+    residual_from: int | None,
+) -> Tensor:
+    """What `attention` computes of positions on a grid.
+
+    Args:
+        q: (B, heads, num_class + T x H x W, head_dim), unscaled.
+        k, v, past_k, past_v: (B, heads, keys, head_dim).
+        tables: (rows, head_dim), as for `triton_folding.fold_queries`.
+        ones: of `key_ones`, in the dtype of the queries.
+        key_mask: bool (B or 1, past and present keys); keys that are False take no part.
+        sizes: (past, present) entries of each axis, flat.
+        residual_from: q is added to the result, but for this many first queries; None: it is not.
+
+    Returns:
+        (B, heads, N, head_dim), laid out as (B, N, heads, head_dim).
+    """
+    added = -1 if residual_from is None else residual_from
+    return _attention(q, k, v, past_k, past_v, tables, ones, key_mask, [*grid], num_class, [*sizes], added)
+
+
+class Tile(NamedTuple):
+    """How the kernel cuts its work: queries side by side, times, and keys at once, and how it is compiled."""
+
+    width: int
+    times: int
+    keys: int
+    num_warps: int
+    num_stages: int
+
+    @classmethod
+    def of(cls, grid: Size3, num_heads: int) -> Tile:
+        """For queries on a grid, of that many heads of all streams."""
+        width = min(16, 1 << (grid[2] - 1).bit_length())
+        times = max(min(64 // width, 1 << (grid[0] - 1).bit_length()), 16 // width)
+        return cls(width, times, 64, 4, 2)
+
+
+def dim_blocks(head_dim: int) -> tuple[int, ...]:
+    """Powers of two, of at least 16, that hold the dimensions of a head."""
+    blocks = [1 << i for i in reversed(range(4, 8)) if head_dim >> i & 1]
+    return (*blocks, 16) if head_dim % 16 else tuple(blocks)
+
+
+def _starts(blocks: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sum(blocks[:i]) for i in range(len(blocks)))
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    past_k: Tensor | None,
+    past_v: Tensor | None,
+    tables: Tensor,
+    ones: Tensor,
+    key_mask: Tensor | None,
+    grid: Sequence[int],
+    num_class: int,
+    sizes: Sequence[int],
+    residual_from: int,
+) -> Tensor:
+    from memvit.kernels.triton_attention_kernel import attention_kernel
+
+    B, heads, _, head_dim = q.shape
+    out = _fake(q)
+    q, k, v, tables = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v, tables))
+    num_past = 0 if past_k is None else past_k.shape[2]
+    if past_k is None or past_v is None:
+        past_k, past_v = k, v  # not read
+    past_k, past_v = (t if t.stride(-1) == 1 else t.contiguous() for t in (past_k.to(q.dtype), past_v.to(q.dtype)))
+    mask, mask_stride = ones, 0
+    if key_mask is not None:
+        mask = key_mask.contiguous().view(torch.uint8)
+        mask_stride = mask.shape[1] if len(mask) == B else 0
+    t, h, w = grid
+    tile = Tile.of((t, h, w), B * heads)
+    num_entries = [sizes[2 * axis] + sizes[2 * axis + 1] for axis in range(3)]
+    entry_blocks = tuple(block_of(num) for num in num_entries if num)
+    blocks = dim_blocks(head_dim)
+    constants: dict[str, Any] = {
+        **dict(zip(("T", "H", "W"), grid, strict=True)),
+        **dict(zip(("NUM_T", "NUM_H", "NUM_W"), num_entries, strict=True)),
+        **{f"BLOCK_{name}": max(16, block_of(num)) for name, num in zip("THE", num_entries, strict=True)},
+    }
+    num_tiles = -(-t // tile.times) * h * -(-w // tile.width) + num_class
+    with torch.cuda.device_of(q):
+        attention_kernel[(num_tiles, heads, B)](
+            q,
+            k,
+            v,
+            past_k,
+            past_v,
+            tables,
+            ones,
+            mask,
+            out,
+            *q.stride()[:3],
+            *k.stride()[:3],
+            *v.stride()[:3],
+            *past_k.stride()[:3],
+            *past_v.stride()[:3],
+            mask_stride,
+            head_dim**-0.5,
+            NUM_CLASS=num_class,
+            D=head_dim,
+            NUM_PAST=num_past,
+            NUM_PRESENT=k.shape[2],
+            HAS_MASK=key_mask is not None,
+            RESIDUAL_FROM=residual_from,
+            STARTS=_starts(blocks),
+            BLOCKS=blocks,
+            NUM_BLOCKS=len(blocks),
+            BLOCK_D=min(blocks[0], 32),
+            ENTRY_BLOCKS=entry_blocks,
+            ENTRY_STARTS=_starts(entry_blocks),
+            NUM_AXES=len(entry_blocks),
+            NUM_ENTRIES=sum(entry_blocks),
+            BLOCK_W=tile.width,
+            TIMES=tile.times,
+            BLOCK_N=tile.keys,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+            **constants,
+        )
+    return out
+
+
+def _fake(q: Tensor, *_: object) -> Tensor:
+    B, heads, num_queries, head_dim = q.shape
+    return q.new_empty(B, num_queries, heads, head_dim).transpose(1, 2)
+
+
+_attention = register(
+    "triton_attention(Tensor q, Tensor k, Tensor v, Tensor? past_k, Tensor? past_v, Tensor tables, Tensor ones, "
+    "Tensor? key_mask, int[] grid, int num_class, int[] sizes, int residual_from) -> Tensor",
+    _run,
+    _fake,
+    ON_GPUS,
+)
+
+
+@register_flop_formula(torch.ops.memvit.triton_attention)
+def _flops(
+    q: Sequence[int], k: Sequence[int], v: object, past_k: Sequence[int] | None, *_: object, **__: object
+) -> int:
+    B, heads, num_queries, head_dim = q
+    return 4 * B * heads * num_queries * head_dim * (k[2] + (past_k[2] if past_k else 0))

@@ -1,0 +1,93 @@
+"""Branches of CUDA graphs: which stream waits for which. There is no GPU here: streams note what they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from memvit.kernels import branches
+from memvit.kernels.branches import branching, has_branches, run_branches
+
+ON_GPU: Any = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
+
+
+class Streams:
+    """Streams of a GPU while it records: what happened on them, in order."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.stack = ["main"]
+        self.num_made = 0
+
+    def stream(self, name: str) -> Any:
+        return SimpleNamespace(name=name, wait_stream=lambda other: self.log.append(f"{name} waits for {other.name}"))
+
+    def make(self, device: torch.device) -> Any:
+        self.num_made += 1
+        return self.stream(f"side {self.num_made}")
+
+    @contextmanager
+    def use(self, stream: Any) -> Iterator[None]:
+        self.stack.append(stream.name)
+        yield
+        self.stack.pop()
+
+    def work(self, what: str) -> str:
+        self.log.append(f"{what} on {self.stack[-1]}")
+        return what
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
+    made = Streams()
+    monkeypatch.setattr(branches, "_free_streams", branches.defaultdict(list))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: made.stream(made.stack[-1]))
+    monkeypatch.setattr(torch.cuda, "Stream", made.make)
+    monkeypatch.setattr(torch.cuda, "stream", made.use)
+    return made
+
+
+def test_branches_begin_after_what_was_before_and_end_before_what_comes(streams: Streams) -> None:
+    with branching():
+        assert run_branches(ON_GPU, [lambda: streams.work("a"), lambda: streams.work("b")]) == ["a", "b"]
+    assert streams.log == ["side 1 waits for main", "b on side 1", "a on main", "main waits for side 1"]
+
+
+def test_branches_of_branches_have_streams_of_their_own_and_later_ones_take_them_again(streams: Streams) -> None:
+    def inner() -> list[str]:
+        return run_branches(ON_GPU, [lambda: streams.work("c"), lambda: streams.work("d")])
+
+    with branching():
+        for _ in range(2):
+            assert run_branches(ON_GPU, [inner, lambda: streams.work("b"), inner]) == [["c", "d"], "b", ["c", "d"]]
+    # The last branch has its own within it while the first two streams are taken.
+    once = streams.log[: len(streams.log) // 2]
+    assert once == streams.log[len(once) :]
+    assert streams.num_made == 3
+    assert [line for line in once if " on " in line] == [
+        "b on side 1", "d on side 3", "c on side 2", "d on side 3", "c on main",
+    ]  # fmt: skip
+
+
+def test_one_stream_does_all_where_nothing_is_recorded(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [lambda: streams.work("a"), lambda: streams.work("b")]
+    assert not has_branches(ON_GPU)
+    run_branches(ON_GPU, tasks)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with branching():
+        assert has_branches(ON_GPU)
+        run_branches(ON_GPU, tasks)  # a trial run
+    assert streams.log == ["a on main", "b on main"] * 2
+    assert not has_branches(ON_GPU)
+
+
+def test_tensors_on_a_cpu_have_no_branches() -> None:
+    with branching():
+        assert not has_branches(torch.empty(1))
+        assert run_branches(torch.empty(1), [lambda: 1, lambda: 2]) == [1, 2]
