@@ -1,9 +1,11 @@
 """At inference the past is kept projected: the results are those of the plain path, whatever is done with the memory."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_memory import clips_at
 
 from memvit import Memory, MeMViT
@@ -16,6 +18,7 @@ OVERRIDES: list[dict[str, object]] = [
     {"embed_dim": 16, "memory_gap": 2, "memory_length": 3},
     {"memory_length": 1},
     {"memory_length": 4},
+    {"memory_length": 6},  # slots that are written in place
     {"memory_gap": 3},
     {"memory_compression": "joint", "memory_gap": 2},
     {"memory_compression": "none"},
@@ -55,6 +58,19 @@ def warm(model: MeMViT, num_streams: int = 2) -> Memory:
     for step in range(6):
         _, memory = model(clips_at(step, num_streams), memory)
     return memory
+
+
+@torch.inference_mode()
+def test_a_saved_memory_takes_no_more_than_its_numbers(tmp_path: Path) -> None:
+    model = small_model(memory_length=6)
+    memory = warm(model)
+    save_file(memory.state_dict(), tmp_path / "memory.safetensors")
+    num_bytes = sum(tensor.nbytes for tensor in memory.state_dict().values())
+    assert (tmp_path / "memory.safetensors").stat().st_size < num_bytes + 10_000
+    restored = model.new_memory(2).load_state_dict(load_file(tmp_path / "memory.safetensors"))
+    torch.testing.assert_close(model(clips_at(7, 2), restored)[0], model(clips_at(7, 2), memory)[0], rtol=0, atol=2e-5)
+    torch.save(memory.state_dict(), tmp_path / "memory.pt")
+    assert (tmp_path / "memory.pt").stat().st_size < num_bytes + 20_000
 
 
 @torch.no_grad()

@@ -56,8 +56,15 @@ def can_attend(q: Tensor, sizes: Sequence[int], num_class: int) -> bool:
         and not torch.is_grad_enabled()
         and q.shape[-1] <= MAX_HEAD_DIM
         and num_class <= 1
+        and _has_room(q.device.index)
         and max(sizes[2 * axis] + sizes[2 * axis + 1] for axis in range(3)) <= MAX_ENTRIES
     )
+
+
+@torch.compiler.assume_constant_result
+def _has_room(device_index: int) -> bool:
+    """Whether a GPU, of Ampere or later, has the shared memory that a program needs, 74 KiB."""
+    return torch.cuda.get_device_capability(device_index) >= (8, 0)
 
 
 def triton_attention(

@@ -19,6 +19,7 @@ from torch import Tensor
 from memvit.kernels.branches import has_branches
 from memvit.kernels.frozen import Stamp
 from memvit.models.config import MemoryConfig
+from memvit.models.slots import append_in_room, append_slot
 
 Compress = Callable[[Tensor], Tensor]
 
@@ -160,7 +161,9 @@ class LayerMemory:
         (first_k, k), (first_v, v) = ((t[:, :num_first], t[:, num_first:]) for t in keys_values)
         kept_k, kept_v = self.compressed_k, self.compressed_v
         if config.compression == "pipelined":
-            kept_k, kept_v = append_slot(kept_k, first_k[:, None]), append_slot(kept_v, first_v[:, None])
+            # A single one may be a view: what it is a part of is remembered anyway.
+            append = append_slot if kept_k.shape[1] == 1 else _push
+            kept_k, kept_v = append(kept_k, first_k[:, None]), append(kept_v, first_v[:, None])
         new_k, new_v = (
             _push(slots, t[:, None, :num_first]) for slots, t in zip((older.k, older.v), projected, strict=True)
         )
@@ -252,25 +255,9 @@ def empty_layer(
     return LayerMemory(waiting, waiting.clone(), compressed, compressed.clone(), projected)
 
 
-def append_slot(slots: Tensor, new: Tensor) -> Tensor:
-    """Drops the oldest slot and puts `new`, (B, 1, ...), behind the newest; no slots stay no slots."""
-    if slots.shape[1] == 0:
-        return slots
-    if slots.shape[1] == 1:
-        new = new.detach().to(slots.dtype)
-        # Part of something larger, perhaps: what a compiled step returns to itself must be laid out as before.
-        return new.contiguous() if torch.compiler.is_compiling() else new
-    return torch.cat([slots[:, 1:], new.detach().to(slots.dtype)], dim=1)
-
-
 def _push(slots: Tensor, new: Tensor) -> Tensor:
-    """`append_slot` that copies `new` even to a single slot: a view would keep alive all that it is a part of.
-
-    What is recorded as a CUDA graph is copied behind its back anyway.
-    """
-    if has_branches(new):
-        return append_slot(slots, new)
-    return torch.cat([slots[:, 1:], new.to(slots.dtype)], dim=1) if slots.shape[1] else slots
+    """`append_in_room`, or a view of `new` where a step is recorded as a CUDA graph, and copied behind its back anyway."""
+    return append_slot(slots, new) if has_branches(new) else append_in_room(slots, new)
 
 
 def _per_clip(compress: Compress, entries: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from memvit.models.config import MemoryConfig, Size3
-from memvit.models.layer_memory import TENSORS, LayerMemory, SlotMasks, append_slot
+from memvit.models.layer_memory import TENSORS, LayerMemory, SlotMasks
+from memvit.models.slots import append_slot
 
 
 @dataclass
@@ -142,14 +143,15 @@ class Memory:
         return self._map(Tensor.clone)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors by name, for `torch.save` or safetensors."""
+        """All tensors by name, for `torch.save` or safetensors: each has storage of its own size."""
         tensors = {f"layers.{i}.{name}": getattr(layer, name) for i, layer in self.layers.items() for name in TENSORS}
         tensors |= {
             f"box_layers.{i}.{name}": getattr(layer, name)
             for i, layer in enumerate(self.box_layers)
             for name in TENSORS
         }
-        return {**tensors, "valid": self.valid, "filled": self.filled, "box_counts": self.box_counts}
+        tensors |= {"valid": self.valid, "filled": self.filled, "box_counts": self.box_counts}
+        return {name: _compact(tensor) for name, tensor in tensors.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> Memory:
         """Takes over a saved state, in place, keeping this memory's device and dtype, and returns itself.
@@ -252,3 +254,13 @@ class Memory:
                 "memories of different models or clip sizes cannot be joined "
                 f"(token grids {self.clip_grid} and {other.clip_grid})"
             )
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """The tensor with no more memory than it needs: files keep all that it is a part of."""
+    num_bytes = tensor.numel() * tensor.element_size()
+    return (
+        tensor
+        if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == num_bytes
+        else tensor.contiguous().clone()
+    )
