@@ -178,5 +178,15 @@ def test_heads_are_cut_into_powers_of_two() -> None:
 
 
 @torch.no_grad()
+def test_dropout_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    (q, k, v), (past_k, past_v), positions, mask = inputs(Case(), "cpu")
+    monkeypatch.setattr(triton_attention, "can_attend", lambda *_: True)
+    monkeypatch.setattr(triton_attention, "triton_attention", lambda *_: pytest.fail("it knows no dropout"))
+    arguments = {"past_k": past_k, "past_v": past_v, "positions": positions, "key_mask": mask}
+    outs = [attention(q, k, v, dropout=0.5, **arguments) for _ in range(2)]
+    assert not torch.equal(*outs)
+
+
+@torch.no_grad()
 def test_tensors_on_a_cpu_are_left_to_others() -> None:
     assert not can_attend(torch.randn(1, 1, 5, 8, dtype=torch.bfloat16), (0, 1, 0, 2, 0, 2), 1)

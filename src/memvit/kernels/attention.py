@@ -180,7 +180,8 @@ def attention(
         )
     if not use_reference() and not terms and positions and positions.folded:
         folded, is_alike = positions.folded, q.dtype == k.dtype == v.dtype
-        if folded.ones is not None and is_alike and triton_attention.can_attend(q, folded.sizes, positions.num_class):
+        can_attend = is_alike and not dropout and triton_attention.can_attend(q, folded.sizes, positions.num_class)
+        if can_attend and folded.ones is not None:
             return triton_attention.triton_attention(
                 q,
                 k,
@@ -196,7 +197,7 @@ def attention(
                 residual_from,
             )
         folding = triton_folding.Folding(
-            positions.grid, positions.num_class, q.shape[-1], positions.folded.sizes, key_mask is not None
+            positions.grid, positions.num_class, q.shape[-1], folded.sizes, key_mask is not None
         )
         if is_alike and triton_folding.can_fold(q, folding):
             out = _attention_on_gpu(q, k, v, past_k, past_v, folded, key_mask, dropout, folding)

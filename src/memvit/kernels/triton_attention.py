@@ -63,7 +63,7 @@ def can_attend(q: Tensor, sizes: Sequence[int], num_class: int) -> bool:
 
 @torch.compiler.assume_constant_result
 def _has_room(device_index: int) -> bool:
-    """Whether a GPU, of Ampere or later, has the shared memory that a program needs, 74 KiB."""
+    """Whether a GPU, of Ampere or later, has the shared memory that a program needs, 80 KiB."""
     return torch.cuda.get_device_capability(device_index) >= (8, 0)
 
 
@@ -109,8 +109,8 @@ class Tile(NamedTuple):
     num_stages: int
 
     @classmethod
-    def of(cls, grid: Size3, num_heads: int) -> Tile:
-        """For queries on a grid, of that many heads of all streams."""
+    def of(cls, grid: Size3) -> Tile:
+        """For queries on a grid."""
         width = min(16, 1 << (grid[2] - 1).bit_length())
         times = max(min(64 // width, 1 << (grid[0] - 1).bit_length()), 16 // width)
         return cls(width, times, 64, 4, 2)
@@ -154,7 +154,7 @@ def _run(
         mask = key_mask.contiguous().view(torch.uint8)
         mask_stride = mask.shape[1] if len(mask) == B else 0
     t, h, w = grid
-    tile = Tile.of((t, h, w), B * heads)
+    tile = Tile.of((t, h, w))
     num_entries = [sizes[2 * axis] + sizes[2 * axis + 1] for axis in range(3)]
     entry_blocks = tuple(block_of(num) for num in num_entries if num)
     blocks = dim_blocks(head_dim)
