@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -360,6 +361,16 @@ def test_without_triton_nothing_breaks_at_import() -> None:
         "assert not triton_pooling.is_available()"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@needs_triton
+@pytest.mark.parametrize(("wanted", "said"), [("off", "off"), ("on", "Triton"), ("of", "choose on or off")])
+def test_the_environment_turns_them_off(wanted: str, said: str) -> None:
+    program = "from memvit.kernels import triton_pooling as t; print(t.is_available(), t.status())"
+    environment = {**os.environ, "MEMVIT_GPU_KERNELS": wanted}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert said in (done.stdout or done.stderr)
+    assert done.stdout.startswith("True") == (wanted == "on")
 
 
 def test_tokens_on_a_cpu_are_left_to_others() -> None:

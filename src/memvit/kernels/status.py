@@ -15,7 +15,5 @@ def status() -> dict[str, str]:
     return {
         "attention, pooling and norms on CPUs": in_cpp,
         "linear layers on CPUs": in_cpp if cpu.has_tiles() else packed,
-        "pooling, norms, patches, positions on GPUs": "Triton"
-        if triton_pooling.is_available()
-        else "PyTorch (no Triton)",
+        "attention, pooling, norms, patches on GPUs": triton_pooling.status(),
     }

@@ -9,6 +9,7 @@ hold the kernels of Triton's interpreter.) Triton is imported at the first launc
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,11 +28,21 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_CHANNELS = 1024  # of a head: one program holds them all
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
+_WANTED = os.environ.get("MEMVIT_GPU_KERNELS", "on")
+if _WANTED not in ("on", "off"):
+    raise ValueError(f"MEMVIT_GPU_KERNELS={_WANTED!r}: choose on or off")
 
 
 def is_available() -> bool:
-    """Whether Triton is installed. It comes with PyTorch for GPUs on Linux, not on macOS and Windows."""
-    return _HAS_TRITON
+    """Whether Triton is installed and wanted. It comes with PyTorch for GPUs on Linux, not on macOS and Windows."""
+    return _HAS_TRITON and _WANTED == "on"
+
+
+def status() -> str:
+    """What computes on GPUs, or why it is not Triton."""
+    if not _HAS_TRITON:
+        return "PyTorch (no Triton)"
+    return "Triton" if is_available() else "PyTorch (Triton is turned off)"
 
 
 def can_pool(x: Tensor, poolings: Sequence[Pooling]) -> bool:
