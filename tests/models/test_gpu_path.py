@@ -106,7 +106,7 @@ def process() -> Iterator[ProcessPoolExecutor]:
     ("overrides", "num_steps", "attention"),
     [
         ({}, 3, {"fold_queries": 1, "fold_keys": 1}),
-        ({}, 3, {"triton_attention": 1}),
+        ({}, 2, {"triton_attention": 1}),
         ({"causal": True, "head_task": "frames"}, 1, {}),
     ],
     ids=["clip", "clip in low precision", "causal frames"],
