@@ -21,7 +21,7 @@ from memvit.kernels.triton_pooling import is_available
 
 DTYPES = (torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 128
-MAX_ENTRIES = 32  # of an axis; with more, as of long memories, cuDNN's attention to folded queries takes less time
+MAX_ENTRIES = 32  # of an axis; with more, as of long memories, queries are folded for cuDNN's attention
 
 Size3 = tuple[int, int, int]
 
