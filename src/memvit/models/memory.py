@@ -144,14 +144,17 @@ class Memory:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors by name, for `torch.save` or safetensors: each has storage of its own size."""
+        return {name: _compact(tensor) for name, tensor in self._named_tensors().items()}
+
+    def _named_tensors(self) -> dict[str, Tensor]:
+        """Those of `state_dict`, as they are."""
         tensors = {f"layers.{i}.{name}": getattr(layer, name) for i, layer in self.layers.items() for name in TENSORS}
         tensors |= {
             f"box_layers.{i}.{name}": getattr(layer, name)
             for i, layer in enumerate(self.box_layers)
             for name in TENSORS
         }
-        tensors |= {"valid": self.valid, "filled": self.filled, "box_counts": self.box_counts}
-        return {name: _compact(tensor) for name, tensor in tensors.items()}
+        return {**tensors, "valid": self.valid, "filled": self.filled, "box_counts": self.box_counts}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> Memory:
         """Takes over a saved state, in place, keeping this memory's device and dtype, and returns itself.
@@ -159,7 +162,7 @@ class Memory:
         Raises:
             ValueError: names or shapes of another model, clip size or number of streams; nothing is changed then.
         """
-        own = self.state_dict()
+        own = self._named_tensors()
         if set(state) != set(own):
             odd = sorted(set(state) ^ set(own))
             raise ValueError(
@@ -168,7 +171,7 @@ class Memory:
         widest = max(
             (t.shape[2] for name, t in state.items() if name.startswith("box_layers") and "waiting" in name), default=0
         )
-        own = self.with_box_tokens(max(widest, self.num_box_tokens)).state_dict() if self.box_layers else own
+        own = self.with_box_tokens(max(widest, self.num_box_tokens))._named_tensors() if self.box_layers else own
         loaded = {}
         for name, tensor in own.items():
             new = state[name]
@@ -243,7 +246,7 @@ class Memory:
         )
 
     def _check_alike(self, other: Memory) -> None:
-        ours, theirs = self.state_dict(), other.state_dict()
+        ours, theirs = self._named_tensors(), other._named_tensors()
         alike = self.clip_grid == other.clip_grid and set(ours) == set(theirs)
         for name, tensor in ours.items():
             is_box = name.startswith("box_layers")
