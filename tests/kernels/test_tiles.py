@@ -275,3 +275,31 @@ def test_attention_in_less_precision() -> None:
     finally:
         torch.set_float32_matmul_precision("highest")
     assert 1e-6 < found < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("offset", [-400.0, -88.0, -27.0, 20.0, 44.0, 88.0, 400.0])
+@pytest.mark.parametrize("num_keys", [50, 1300])
+def test_a_softmax_does_not_depend_on_what_its_logits_have_in_common(
+    num_keys: int, offset: float, dtype: torch.dtype
+) -> None:
+    """Some queries' logits are this much larger, in one block of queries of several: 2^x of them would not do as it is."""
+    q, k, v = (torch.randn(1, 2, n, 64).to(dtype) for n in (600, num_keys, num_keys))
+    k[..., 0] = 1
+    q[:, :, :, 0] = 0
+    q[:, 1, 35:40, 0] = 8 * offset  # over the square root of 64
+    found = attention(q, k, v)
+    with reference_kernels():
+        exact = attention(q.double(), k.double(), v.double())
+    assert error(found, exact) < (1e-6 * max(abs(offset) / 8, 1) if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_with_its_query(wrong: float) -> None:
+    q, k, v = (torch.randn(1, 1, n, 32) for n in (600, 700, 700))
+    exact = attention(q, k, v)
+    q[0, 0, 17, 3] = wrong
+    found = attention(q, k, v)
+    others = torch.arange(600) != 17
+    assert torch.isnan(found[0, 0, 17]).all()
+    assert error(found[0, 0, others], exact[0, 0, others]) < 1e-6

@@ -16,6 +16,7 @@ namespace memvit_amx {
 #include "queries.inl"
 #include "blocks.inl"
 #include "position_columns.inl"
+#include "tiled_operands.inl"
 #include "tiled_attention.inl"
 #include "norm.inl"
 #include "rows.inl"

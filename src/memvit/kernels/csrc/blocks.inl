@@ -20,6 +20,10 @@ static inline Vec load_masked(const bf16* p, __mmask16 mask) {
 static inline __mmask16 first_lanes(int64_t n) { return n >= W ? 0xffff : n > 0 ? (1u << n) - 1 : 0; }
 template <typename T>
 static inline Vec load_first(const T* p, int64_t n) { return load_masked(p, first_lanes(n)); }
+// Up to 32 numbers of two bytes, zeros where there are no more.
+static inline Ints load_bits(const void* p, int64_t n) {
+  return _mm512_maskz_loadu_epi16(n >= BLOCK ? 0xffffffffu : (1u << n) - 1, p);
+}
 static inline void store_first(float* p, Vec v, int64_t n) {
   _mm512_mask_storeu_ps(p, first_lanes(n), v);
 }
@@ -166,7 +170,8 @@ static inline void add_exact_products(const bf16* a, const bf16* b, int64_t dept
   }
 }
 
-// 16 rows times 16 columns as four sums, which are still to be added up: one sum would wait for itself.
+// 16 rows times 16 columns as four sums, two where there is one part, which are still to be added up: one sum would wait for
+// itself.
 // a: (blocks of the depth, PARTS, 16 rows, 32); b: (blocks of the depth, B_PARTS, 16 pairs, 16 columns, 2).
 template <int PARTS, int B_PARTS>
 static inline void row_products(const bf16* a, const bf16* b, int64_t depth_blocks, float* sums) {
@@ -201,9 +206,11 @@ static inline void row_products(const bf16* a, const bf16* b, int64_t depth_bloc
   }
 #undef MEMVIT_ADD_ROWS
   MEMVIT_TILE_STORE(0, sums, 4 * W);
-  MEMVIT_TILE_STORE(1, sums + W * W, 4 * W);
-  MEMVIT_TILE_STORE(2, sums + 2 * W * W, 4 * W);
-  MEMVIT_TILE_STORE(3, sums + 3 * W * W, 4 * W);
+  MEMVIT_TILE_STORE(2, sums + W * W, 4 * W);
+  if constexpr (PARTS > 1) {
+    MEMVIT_TILE_STORE(1, sums + 2 * W * W, 4 * W);
+    MEMVIT_TILE_STORE(3, sums + 3 * W * W, 4 * W);
+  }
 }
 
 // Nothing to be done meanwhile.

@@ -4,9 +4,9 @@
 // matrix product, of a query's values with ones where a key takes them, so that the logits come out of the tiles complete.
 // While the tiles make those of one chunk, the vector units make weights (2^x) of the chunk before, which then weigh the
 // values. Positions, softmax and sums are in float32 whatever the operands are; these are sums of PARTS bfloat16 numbers, see
-// blocks.inl. Included inside a namespace, after queries.inl and blocks.inl.
+// blocks.inl. Included inside a namespace, after tiled_operands.inl.
 
-constexpr int64_t CHUNK = 16;  // panels of 32 keys whose logits stay in cache
+constexpr int64_t CHUNK = 18;  // panels of 32 keys whose logits stay in cache
 
 // Logits of a chunk that become weights, left operands of the products with the values, some at a time.
 template <int PARTS>
@@ -37,108 +37,58 @@ struct Weights {
   }
 };
 
+// Logits of one panel that become weights as they are, with nothing taken off.
+template <int PARTS>
+struct PlainWeights {
+  const float* scores;    // (32 queries, 32 keys)
+  bf16* out;
+  int64_t num_keys;       // of the panel
+  int64_t at = BLOCK, at_once = BLOCK;  // rows: done, between products
+  float factor;
+  Vec* sums;              // of each query
+
+  void begin(const float* panel, int64_t keys, bf16* weights, Vec* own_sums) {
+    scores = panel, num_keys = keys, out = weights, sums = own_sums, at = 0;
+  }
+  void some() { weigh(at_once); }
+  void weigh(int64_t count) {
+    const Vec scale = set1(factor);
+    for (const int64_t until = smaller(BLOCK, at + count); at < until; at++) {
+      Vec low = exp2_of<(PARTS > 1)>(mul(load(scores + at * BLOCK), scale));
+      Vec high = exp2_of<(PARTS > 1)>(mul(load(scores + at * BLOCK + W), scale));
+      if (num_keys < BLOCK) {
+        low = first(smaller(num_keys, W), low, 0.f);
+        high = first(larger(num_keys - W, 0), high, 0.f);
+      }
+      sums[at] = add(sums[at], add(low, high));
+      split<PARTS>(low, high, out + at * BLOCK);
+    }
+  }
+};
+
+// Rows that are complete but for the division by their sums, at most one between products.
+template <typename Finish>
+struct Finishing {
+  Finish finish;          // finish(row)
+  int64_t at = 0, end = 0;
+  void begin(int64_t rows) { at = 0, end = rows; }
+  void some() {
+    if (at < end) finish(at++);
+  }
+  void rest() {
+    while (at < end) finish(at++);
+  }
+};
+
+// Between these a softmax is as exact without its largest logit taken off: the largest weight is at least the sum over the
+// number of keys, far above what is too small to count, and products with values stay finite.
+constexpr float LEAST_SUM = 0x1p-40f, MOST_SUM = 0x1p+64f;
+
 template <typename T, int PARTS>
-struct TiledAttention : Queries<T> {
-  using Base = Queries<T>;
-  using Base::call, Base::plan_of, Base::key, Base::query, Base::value_width, Base::value_starts;
-  static constexpr int VALUE_PARTS = PARTS == 1 ? 2 : PARTS;  // of what positions add
-  static constexpr int TABLE_PARTS = sizeof(T) == 4 ? 3 : 1;   // of their tables
-
-  const SingleBlock single;
-  PositionBlocks* blocks;   // of every plan
-  int64_t depth_blocks, max_panels;
-  bf16* packed;             // keys and values of every stream and head
-  int64_t packed_size;
-
-  TiledAttention(const memvit_attention_call& call, KeyPlan* plans) : Base(call, plans, BLOCK), single(call) {
-    depth_blocks = blocks_of(call.head_dim);
-    max_panels = blocks_of(call.num_keys);
-    packed_size = 2 * max_panels * depth_blocks * PARTS * BLOCK_SIZE;
-  }
-
-  // A panel's keys as columns, and its values as rows, of right operands.
-  void pack(int64_t b, int64_t head, int64_t panel) const {
-    const KeyPlan& plan = plan_of(b);
-    bf16* k_out = packed + (b * call.heads + head) * packed_size + panel * depth_blocks * PARTS * BLOCK_SIZE;
-    for (int64_t half = 0; half < 2; half++)
-      for (int64_t block = 0; block < depth_blocks; block++) {
-        const int64_t left = call.head_dim - block * BLOCK;
-        Ints lines[PARTS][W];
-        for (int64_t i = 0; i < W; i++) {
-          const int64_t j = panel * BLOCK + half * W + i;
-          alignas(64) bf16 parts[PARTS][BLOCK];
-          if (j < plan.num_keys) {
-            const T* row = key(call.k, plan.keys[j], b, head) + block * BLOCK;
-            split<PARTS, true>(load(row), left > W ? load(row + W) : set1(0), parts[0], BLOCK);
-          } else {
-            split<PARTS, true>(set1(0), set1(0), parts[0], BLOCK);
-          }
-          for (int part = 0; part < PARTS; part++) lines[part][i] = load_ints(reinterpret_cast<const int32_t*>(parts[part]), W);
-        }
-        for (int part = 0; part < PARTS; part++) {
-          transpose(lines[part]);
-          bf16* to = k_out + (block * PARTS + part) * BLOCK_SIZE + half * TILE_SIZE;
-          for (int64_t i = 0; i < W; i++) store_ints(to + i * BLOCK, lines[part][i]);
-        }
-      }
-    bf16* v_out = packed + (b * call.heads + head) * packed_size + packed_size / 2 + panel * PARTS * BLOCK_SIZE;
-    constexpr int64_t APART = PARTS == 1 ? 1 : W;  // what rows make a pair
-    for (int64_t i = 0; i < W; i++) {
-      const int64_t j = panel * BLOCK + (PARTS == 1 ? 2 * i : i);
-      const T* row = j < plan.num_keys ? key(call.v, plan.keys[j], b, head) : nullptr;
-      const T* other = j + APART < plan.num_keys ? key(call.v, plan.keys[j + APART], b, head) : nullptr;
-      for (int64_t c = 0; c < depth_blocks * BLOCK; c += W) {
-        bf16* to = v_out + c / BLOCK * max_panels * PARTS * BLOCK_SIZE + c % BLOCK / W * TILE_SIZE + i * BLOCK;
-        const bool is_there = c < call.head_dim;
-        if constexpr (PARTS == 1) {
-          store_ints(to, row && is_there ? pairs_of(row + c, other ? other + c : nullptr) : no_ints());
-        } else {
-          split<PARTS, true>(row && is_there ? load(row + c) : set1(0), other && is_there ? load(other + c) : set1(0), to);
-        }
-      }
-    }
-  }
-
-  // values[i - begin, :] = q[i] . table[row[i]] for the queries of a macro tile, which are packed in q. Those of the same
-  // table row are gathered into one tile.
-  void position_values(const bf16* q, int64_t begin, int64_t end, float* values, Parts parts) const {
-    bf16* rows = parts.take<bf16>(depth_blocks * PARTS * TILE_SIZE);
-    float* results = parts.take<float>(4 * W * W);
-    for (int64_t t = 0; t < call.num_terms; t++) {
-      const memvit_term& term = call.terms[t];
-      float* own = values + value_starts[t];
-      this->for_groups(t, begin, end, W, parts, [&](int64_t r, const int32_t* order, int64_t count) {
-        for (int64_t i = 0; i < count; i++) {
-          const bf16* from = q + (order[i] / BLOCK * depth_blocks * PARTS * BLOCK + order[i] % BLOCK) * BLOCK;
-          for (int64_t k = 0; k < depth_blocks * PARTS; k++)
-            store_ints(rows + k * TILE_SIZE + i * BLOCK, _mm512_loadu_si512(from + k * BLOCK_SIZE));
-        }
-        const bf16* table = static_cast<const bf16*>(term.table) + r * term.entries * depth_blocks * TABLE_PARTS * BLOCK;
-        for (int64_t e = 0; e < term.entries; e += W, table += depth_blocks * TABLE_PARTS * TILE_SIZE) {
-          row_products<PARTS, TABLE_PARTS>(rows, table, depth_blocks, results);
-          for (int64_t i = 0; i < count; i++) {
-            const float* sums = results + i * W;
-            const Vec one = add(load(sums), load(sums + W * W)), other = add(load(sums + 2 * W * W), load(sums + 3 * W * W));
-            store(own + order[i] * value_width + e, add(one, other));
-          }
-        }
-      }, [&](int64_t i) {
-        for (int64_t e = 0; e < term.entries; e += W) store(own + i * value_width + e, set1(0));
-      });
-    }
-  }
-
-  // What positions add to the logits of a block of queries, as left operands of the blocks from `first` to `end`, over the
-  // factor that all logits get later.
-  void pack_values(const PositionBlocks& plan, const float* values, int64_t rows, float factor, int64_t first, int64_t end,
-                   bf16* out) const {
-    for (int64_t block = first; block < end; block++, out += VALUE_PARTS * BLOCK_SIZE)
-      for (int64_t r = 0; r < BLOCK; r++) {
-        const float* row = values + smaller(r, rows - 1) * value_width;
-        if (single.exists) single.template pack<VALUE_PARTS>(row, call.num_terms, 1.f / factor, out + r * BLOCK);
-        else plan.template pack<VALUE_PARTS>(block, row, 1.f / factor, out + r * BLOCK);
-      }
-  }
+struct TiledAttention : TiledOperands<T, PARTS> {
+  using Base = TiledOperands<T, PARTS>;
+  using Base::Base, Base::call, Base::plan_of, Base::query, Base::value_width, Base::blocks, Base::depth_blocks, Base::max_panels;
+  using Base::packed, Base::packed_size, Base::VALUE_PARTS, Base::position_values, Base::pack_values, Base::finish;
 
   // How far the softmax of a block of queries has come: largest logits by the factor, and sums.
   struct Progress {
@@ -193,19 +143,104 @@ struct TiledAttention : Queries<T> {
       progress.sums[r] = (pending.first_panel ? progress.sums[r] * pending.keep[r] : 0.f) + sum_of(weights.sums[r]);
   }
 
-  void finish(int64_t b, int64_t head, int64_t i, const float* row, float sum) const {
-    const T* q = query(i, b, head);
-    T* out = static_cast<T*>(call.out.data) + b * call.out.batch_stride + i * call.out.token_stride + head * call.out.head_stride;
-    const Vec over = set1(1.f / sum);
-    const bool refined = call.adds_query && i >= call.num_unrefined;
-    for (int64_t c = 0; c < call.head_dim; c += W) {
-      const Vec x = row ? mul(load(row + c / BLOCK * BLOCK_SIZE + c % BLOCK), over) : set1(__builtin_nanf(""));
-      store(out + c, refined ? add(x, load(q + c)) : x);
-    }
+  void run(int64_t b, int64_t head, int64_t tile, Scratch& scratch) const {
+    if (!run_plain(b, head, tile, scratch)) run_shifted(b, head, tile, scratch);
   }
 
-  // The results of a macro tile. Chunk by chunk of keys, which stay in cache for all its blocks of queries.
-  void run(int64_t b, int64_t head, int64_t tile, Scratch& scratch) const {
+  // The results of a macro tile, if its logits are such that 2^x of them serves as it is; false: they are not. Chunk by chunk
+  // of keys, which stay in cache for all its blocks of queries. While the tiles make a panel's logits, the vector units make
+  // weights of those before.
+  bool run_plain(int64_t b, int64_t head, int64_t tile, Scratch& scratch) const {
+    const KeyPlan& plan = plan_of(b);
+    const PositionBlocks& positions_of = blocks[&plan - this->plans];
+    const int64_t begin = tile * this->tile_size, end = smaller(begin + this->tile_size, call.num_queries);
+    const int64_t num_blocks = blocks_of(end - begin), num_panels = blocks_of(plan.num_keys);
+    const int64_t num_chunks = (num_panels + CHUNK - 1) / CHUNK;
+    const int64_t q_size = depth_blocks * PARTS * BLOCK_SIZE, out_size = depth_blocks * BLOCK_SIZE;
+    const int64_t position_size = smaller(MOST_TERMS * CHUNK, positions_of.num_blocks) * VALUE_PARTS * BLOCK_SIZE;
+    if (!num_chunks) return false;
+    Parts parts{scratch.reserve(
+        4 * (this->tile_size * value_width + 2 * BLOCK_SIZE + num_blocks * (out_size + BLOCK * W) + 4 * W * W) +
+        2 * (num_blocks * q_size + position_size + (CHUNK * BLOCK_SIZE + depth_blocks * TILE_SIZE) * PARTS) +
+        this->group_bytes() + 16 * 64)};
+    float* values = parts.take<float>(this->tile_size * value_width);
+    float* scores = parts.take<float>(2 * BLOCK_SIZE);
+    float* out = parts.take<float>(num_blocks * out_size);
+    Vec* sums = parts.take<Vec>(num_blocks * BLOCK);
+    bf16* queries = parts.take<bf16>(num_blocks * q_size);
+    bf16* positions = parts.take<bf16>(position_size);
+    bf16* weighed = parts.take<bf16>(CHUNK * PARTS * BLOCK_SIZE);
+    for (int64_t i = 0; i < num_blocks * BLOCK; i++) sums[i] = set1(0);
+    PlainWeights<PARTS> weights;
+    weights.factor = call.scale * LOG2_E;
+    weights.at_once = (BLOCK - 1) / (depth_blocks * products_of(PARTS) + VALUE_PARTS) + 1;
+    pack_rows<PARTS>(query(begin, b, head), call.q.token_stride, end - begin, call.head_dim, queries);
+    position_values(queries, begin, end, values, parts);
+
+    const bf16* k = packed + (b * call.heads + head) * packed_size;
+    const bf16* v = k + packed_size / 2;
+    bool is_good = true;
+    int64_t finished = 0;  // the block whose rows are being finished, while the next one's values are weighed
+    const auto finish_row = [&](int64_t r) {
+      const float sum = sum_of(sums[finished * BLOCK + r]);
+      is_good &= sum >= LEAST_SUM && sum <= MOST_SUM;
+      finish(b, head, begin + finished * BLOCK + r, out + finished * out_size + r * BLOCK, sum);
+    };
+    Finishing<decltype(finish_row)> finishing{finish_row};
+
+    // What has logits and is to get weights: a block of queries, a panel, and the panels of its chunk.
+    struct Item {
+      int64_t block, panel, first, last;
+    } before{0, -1, 0, 0};
+    int64_t turn = 0;
+    const auto begin_weights = [&] {
+      weights.begin(scores + (turn + 1) % 2 * BLOCK_SIZE, plan.num_keys - before.panel * BLOCK,
+                    weighed + (before.panel - before.first) * PARTS * BLOCK_SIZE, sums + before.block * BLOCK);
+    };
+    // All weights of a panel are there; if it is the last one of a chunk, they weigh its values.
+    const auto end_weights = [&] {
+      weights.weigh(BLOCK);
+      const auto [block, panel, first, last] = before;
+      if (panel + 1 < last) return;
+      for (int64_t part = 0; part < depth_blocks; part++) {
+        float* c = out + block * out_size + part * BLOCK_SIZE;
+        if (first) start_block(c);
+        else start_block();
+        add_products<PARTS>(weighed, v + (part * max_panels + first) * PARTS * BLOCK_SIZE, last - first, finishing);
+        store_block(c);
+      }
+      finishing.rest();
+      if (last < num_panels) return;
+      finished = block;
+      finishing.begin(smaller(BLOCK, end - begin - block * BLOCK));
+    };
+    for (int64_t chunk = 0; chunk < num_chunks; chunk++) {
+      const int64_t first = chunk * num_panels / num_chunks, last = (chunk + 1) * num_panels / num_chunks;
+      // Groups of blocks follow one another, as their panels do.
+      const int64_t first_block = positions_of.first[first], end_block = positions_of.first[last - 1] + positions_of.count[last - 1];
+      for (int64_t block = 0; block < num_blocks && is_good; block++) {
+        pack_values(positions_of, values + block * BLOCK * value_width, smaller(BLOCK, end - begin - block * BLOCK),
+                    weights.factor, first_block, end_block, positions);
+        for (int64_t panel = first; panel < last; panel++, turn++) {
+          if (turn) begin_weights();
+          start_block();
+          add_products<PARTS>(queries + block * q_size, k + panel * q_size, depth_blocks, weights);
+          add_exact_products<VALUE_PARTS>(positions + (positions_of.first[panel] - first_block) * VALUE_PARTS * BLOCK_SIZE,
+                                          positions_of.ones + positions_of.ones_begin[panel], positions_of.count[panel], weights);
+          store_block(scores + turn % 2 * BLOCK_SIZE);
+          if (turn) end_weights();
+          before = Item{block, panel, first, last};
+        }
+      }
+    }
+    begin_weights();
+    end_weights();
+    finishing.rest();
+    return is_good;
+  }
+
+  // The results of a macro tile, whatever its logits are.
+  void run_shifted(int64_t b, int64_t head, int64_t tile, Scratch& scratch) const {
     const KeyPlan& plan = plan_of(b);
     const PositionBlocks& positions_of = blocks[&plan - this->plans];
     const int64_t begin = tile * this->tile_size, end = smaller(begin + this->tile_size, call.num_queries);
