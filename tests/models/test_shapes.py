@@ -1,5 +1,8 @@
 """Clips of other sizes, wide, tall, longer; frame-level and causal predictions; features."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import pytest
 import torch
 
@@ -41,13 +44,29 @@ def test_other_clip_sizes_work(size: tuple[int, int, int], absolute: str) -> Non
         assert torch.isfinite(tokens).all()
 
 
-@torch.inference_mode()
-def test_features_are_what_the_head_reads() -> None:
-    model = small_model()
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"pool_first": False, "memory_length": 0},
+        {"residual_pooling": "conv"},
+        {"pool_mode": "max"},
+        {"memory_length": 0},
+        {"causal": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("mode", "atol"), [(torch.enable_grad, 0), (torch.inference_mode, 1e-5)])
+def test_features_are_what_the_head_reads(
+    mode: Callable[[], AbstractContextManager[None]], atol: float, overrides: dict[str, object]
+) -> None:
+    # In inference the last block computes the class token alone, in other kernels.
+    model = small_model(**overrides)
     clip = torch.randn(2, 3, 4, 32, 32)
-    tokens, features_memory = model.forward_features(clip)
-    logits, memory = model(clip)
-    torch.testing.assert_close(model.head(tokens[:, 0]), logits, rtol=0, atol=0)
+    with mode():
+        tokens, features_memory = model.forward_features(clip)
+        logits, memory = model(clip)
+        torch.testing.assert_close(model.head(tokens[:, 0]), logits, rtol=0, atol=atol)
     for name, tensor in memory.state_dict().items():
         torch.testing.assert_close(features_memory.state_dict()[name], tensor, rtol=0, atol=0)
 

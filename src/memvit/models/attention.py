@@ -102,7 +102,13 @@ class PoolingAttention(nn.Module):
             self.register_parameter(name, nn.Parameter(nn.init.trunc_normal_(table, std=0.02)))
 
     def forward(
-        self, x: Tensor, grid: Size3, memory: LayerMemory | None = None, slots: SlotMasks | None = None
+        self,
+        x: Tensor,
+        grid: Size3,
+        memory: LayerMemory | None = None,
+        slots: SlotMasks | None = None,
+        *,
+        only_class: bool = False,
     ) -> tuple[Tensor, Size3, LayerMemory | None]:
         """Attends.
 
@@ -111,6 +117,7 @@ class PoolingAttention(nn.Module):
             grid: (time, height, width) of the tokens.
             memory: what this layer remembers; None where it has no memory.
             slots: which slots of it count; needed with memory.
+            only_class: only the class token attends.
 
         Returns:
             (B, N', attention_dim), the grid of the pooled queries, and what the layer remembers after this clip.
@@ -118,9 +125,9 @@ class PoolingAttention(nn.Module):
         q_grid, k_grid = self.output_grid(grid), self.key_grid(grid)
         past_k = past_v = remembered = None
         if memory is not None and self.keeps_projections():
-            q, k, v, past_k, past_v, remembered = self._look_back(x, grid, memory)
+            q, k, v, past_k, past_v, remembered = self._look_back(x, grid, memory, only_class)
         elif memory is None and self.config.pool_first:
-            _, (q, k, v) = self._pool_and_project(x, grid)
+            _, (q, k, v) = self._pool_and_project(x, grid, only_class=only_class)
         else:
             if self.config.pool_first:
                 q, k, v = self._pool_together("qkv", x, grid)
@@ -133,9 +140,13 @@ class PoolingAttention(nn.Module):
                 remembered = memory.append(k, v, past)
                 k = torch.cat([past.k.flatten(1, 2).to(k.dtype), k], dim=1)  # (B, past keys + present keys, C)
                 v = torch.cat([past.v.flatten(1, 2).to(v.dtype), v], dim=1)
+            q = q[:, :1] if only_class else q
             if self.config.pool_first:
                 q, k, v = self.q(q), self.k(k), self.v(v)
 
+        # The class token has no place and no time: nothing is added to its logits.
+        positions = None if only_class else self._positions(grid, has_memory=memory is not None, dtype=q.dtype)
+        is_causal = self.config.causal and not only_class
         q = self._heads(q)
         residual = self.config.residual_pooling
         out = attention(
@@ -144,13 +155,13 @@ class PoolingAttention(nn.Module):
             self._heads(v),
             past_k=None if past_k is None else self._heads(past_k),
             past_v=None if past_v is None else self._heads(past_v),
-            positions=self._positions(grid, has_memory=memory is not None, dtype=q.dtype),
-            terms=[self._causal_term(q, grid, memory is not None)] if self.config.causal else (),
+            positions=positions,
+            terms=[self._causal_term(q, grid, memory is not None)] if is_causal else (),
             key_mask=self._key_mask(grid, slots if memory is not None else None, k.device),
             dropout=self.attention_dropout if self.training else 0.0,
             residual_from=int(self.config.class_token) if residual == "add" else None,
         )
-        if residual == "conv":
+        if residual == "conv" and not only_class:
             out = out + self._pooled_query(q, q_grid)
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2))), q_grid, remembered
 
@@ -163,7 +174,7 @@ class PoolingAttention(nn.Module):
         return not torch.is_grad_enabled() and self.config.memory.boundary == "mask" and not use_reference()
 
     def _look_back(
-        self, x: Tensor, grid: Size3, memory: LayerMemory
+        self, x: Tensor, grid: Size3, memory: LayerMemory, only_class: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, LayerMemory]:
         """Queries, keys and values, projected, and what the layer remembers after this clip.
 
@@ -181,7 +192,8 @@ class PoolingAttention(nn.Module):
         stamp = stamp_of([p for module in modules for p in (module.weight, module.bias) if p is not None])
         older = memory.older_projected(config, self._compressions(self.key_grid(grid)), (self.k, self.v), stamp)
 
-        (k, v), (q, *projected) = self._pool_and_project(x, grid, behind=memory.newest_attended(config))
+        behind = memory.newest_attended(config)
+        (k, v), (q, *projected) = self._pool_and_project(x, grid, behind, only_class)
         num_first = k.shape[1] - int(self.config.class_token) - math.prod(self.key_grid(grid))
         remembered = memory.append_projected(config, (k, v), (projected[0], projected[1]), num_first, older, stamp)
         past_k = past_v = None
@@ -190,12 +202,14 @@ class PoolingAttention(nn.Module):
         return q, projected[0], projected[1], past_k, past_v, remembered
 
     def _pool_and_project(
-        self, x: Tensor, grid: Size3, behind: tuple[Tensor, Tensor] | None = None
+        self, x: Tensor, grid: Size3, behind: tuple[Tensor, Tensor] | None = None, only_class: bool = False
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-        """Keys and values as they are remembered, and queries, keys and values projected."""
-        if not has_branches(x):
+        """Keys and values as they are remembered, and queries, those of the class token alone if wanted, keys and values
+        projected.
+        """
+        if only_class or not has_branches(x):
             q, k, v = self._pool_together("qkv", x, grid, behind)
-            return (k, v), (self.q(q), self.k(k), self.v(v))
+            return (k, v), (self.q(q[:, :1] if only_class else q), self.k(k), self.v(v))
 
         def queries() -> list[Tensor]:
             return [self.q(*self._pool_together("q", x, grid))]

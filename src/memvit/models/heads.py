@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from memvit.kernels.attention import attention
+from memvit.kernels.linear import Linear
 from memvit.models.config import HeadConfig, MemoryConfig, Size3
 from memvit.models.layer_memory import LayerMemory, SlotMasks
 
@@ -22,7 +23,7 @@ class ClassHead(nn.Module):
     def __init__(self, dim: int, config: HeadConfig) -> None:
         super().__init__()
         self.dropout = nn.Dropout(config.dropout)
-        linears = [nn.Linear(dim, num) for num in config.num_classes]
+        linears = [Linear(dim, num) for num in config.num_classes]
         self.projection = linears[0] if len(linears) == 1 else nn.ModuleList(linears)
 
     def forward(self, x: Tensor) -> Logits:

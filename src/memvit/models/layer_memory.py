@@ -8,12 +8,11 @@ projects one past clip too: what is remembered costs its attention and nothing e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from memvit.kernels.branches import has_branches
@@ -63,6 +62,19 @@ class LayerMemory:
     def map(self, function: Callable[[Tensor], Tensor]) -> LayerMemory:
         """Applies a function to all tensors."""
         return LayerMemory.join(lambda tensors: function(tensors[0]), [self])
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, in the order of the attributes."""
+        own = [self.waiting_k, self.waiting_v, self.compressed_k, self.compressed_v]
+        return own if self.projected is None else [*own, self.projected.k, self.projected.v]
+
+    def with_tensors(self, tensors: Iterator[Tensor]) -> LayerMemory:
+        """The same with other tensors, the next ones, in the order of `tensors`."""
+        waiting_k, waiting_v, compressed_k, compressed_v = (next(tensors) for _ in TENSORS)
+        projected = self.projected
+        if projected is not None:
+            projected = Projected(next(tensors), next(tensors), projected.stamp)
+        return LayerMemory(waiting_k, waiting_v, compressed_k, compressed_v, projected)
 
     def __getstate__(self) -> dict[str, Any]:
         # Stamps mean nothing in another process: there, or in a copy, what is projected is worked out anew.
@@ -222,7 +234,8 @@ class SlotMasks:
         """Which keys take part, bool (B, M x num_past + num_present); the same for all layers with as many keys."""
         taken = self._keys.get((num_past, num_present))
         if taken is None:
-            taken = F.pad(self.seen.repeat_interleave(num_past, dim=1), (0, num_present), value=True)
+            past = self.seen[:, :, None].expand(-1, -1, num_past).flatten(1)
+            taken = torch.cat([past, past.new_ones(len(past), num_present)], dim=1)
             if not torch.compiler.is_compiling():  # a compiler sees for itself what is the same
                 self._keys[num_past, num_present] = taken
         return taken

@@ -124,19 +124,20 @@ class Memory:
 
     def tensors(self) -> list[Tensor]:
         """All tensors, those of `state_dict` and what is kept projected, in an order that memories of a model share."""
-        found: list[Tensor] = []
-
-        def note(tensor: Tensor) -> Tensor:
-            found.append(tensor)
-            return tensor
-
-        self._map(note)
-        return found
+        of_layers = [t for layer in (*self.layers.values(), *self.box_layers) for t in layer.tensors()]
+        return [*of_layers, self.valid, self.filled, self.box_counts]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Memory:
         """The same with other tensors, in the order of `tensors`."""
         rest = iter(tensors)
-        return self._map(lambda _: next(rest))
+        return Memory(
+            layers={i: layer.with_tensors(rest) for i, layer in self.layers.items()},
+            box_layers=tuple([layer.with_tensors(rest) for layer in self.box_layers]),
+            valid=next(rest),
+            filled=next(rest),
+            box_counts=next(rest),
+            clip_grid=self.clip_grid,
+        )
 
     def clone(self) -> Memory:
         """A copy that shares no storage."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from memvit.kernels.backend import compute_dtype
+from memvit.kernels import cpu
+from memvit.kernels.backend import compute_dtype, use_reference
 from memvit.kernels.frozen import thaw
 from memvit.kernels.linear import MLP, Linear
 from memvit.kernels.max_pooling import max_pool
@@ -73,13 +74,28 @@ class Block(nn.Module):
             self.proj = Linear(plan.dim, plan.out_dim)
 
     def forward(
-        self, x: Tensor, grid: Size3, memory: LayerMemory | None, slots: SlotMasks, *, recompute_mlp: bool = False
+        self,
+        x: Tensor,
+        grid: Size3,
+        memory: LayerMemory | None,
+        slots: SlotMasks,
+        *,
+        recompute_mlp: bool = False,
+        only_class: bool = False,
     ) -> tuple[Tensor, Size3, LayerMemory | None]:
-        """(B, N, dim) tokens -> (B, N', out_dim), their grid, and the layer's memory after this clip."""
+        """(B, N, dim) tokens -> (B, N', out_dim), their grid, and the layer's memory after this clip.
+
+        Args:
+            recompute_mlp: compute what is inside the MLP again in the backward pass.
+            only_class: of the tokens, only the class token is wanted: N' is 1. What is remembered is the same.
+        """
         n = layer_norm(x, self.norm1)
-        attended, out_grid, remembered = self.attn(n, grid, memory, slots)
+        attended, out_grid, remembered = self.attn(n, grid, memory, slots, only_class=only_class)
+        if only_class:
+            x, n = x[:, :1], n[:, :1]
         shortcut = self.proj(n) if self.plan.dim != self.plan.attention_dim else x
-        shortcut = self._pool_shortcut(shortcut, grid)
+        if not only_class:
+            shortcut = self._pool_shortcut(shortcut, grid)
         if self.plan.attention_dim == self.plan.out_dim and not self.training and not torch.is_grad_enabled():
             return residual_mlp(shortcut, attended, self.norm2, self.mlp), out_grid, remembered
         x, n = add_layer_norm(shortcut, self.drop_path(attended), self.norm2)
@@ -185,7 +201,8 @@ class MeMViT(HubModel):
                 if is_boxes
                 else f"this model's task is {self.config.head.task!r}; it takes no boxes"
             )
-        tokens, grid, layers, memory, slots = self._forward_trunk(clips, memory)
+        only_class = self.config.head.task == "clip" and self._needs_only_class(clips)
+        tokens, grid, layers, memory, slots = self._forward_trunk(clips, memory, only_class=only_class)
         if boxes is None:
             if self.config.head.task == "frames":
                 features = pool_frames(tokens, grid, self.config.class_token)
@@ -298,10 +315,26 @@ class MeMViT(HubModel):
     def _trunk(self) -> list[Block]:
         return list(self.blocks)  # type: ignore[arg-type]
 
+    def _needs_only_class(self, clips: Tensor) -> bool:
+        """Whether the last block may leave out what the class token does not depend on; so far on CPUs with kernels of ours.
+
+        Not where gradients are wanted: parameters that take no part would get none instead of zeros. Nor where somebody looks
+        at the last block, or counts what the paper counts.
+        """
+        on_cpu = clips.device.type == "cpu" and cpu.is_available()
+        if not on_cpu or not self.config.class_token or torch.is_grad_enabled() or use_reference():
+            return False
+        looked_at = [self.norm, *self.blocks[-1].modules()]
+        return not any(module._forward_hooks or module._forward_pre_hooks for module in looked_at)
+
     def _forward_trunk(
-        self, clips: Tensor, memory: Memory | None
+        self, clips: Tensor, memory: Memory | None, *, only_class: bool = False
     ) -> tuple[Tensor, Size3, dict[int, LayerMemory], Memory, SlotMasks]:
-        """Tokens, their grid, every layer's memory after this clip, the memory before it, and its slot masks."""
+        """Tokens, their grid, every layer's memory after this clip, the memory before it, and its slot masks.
+
+        Args:
+            only_class: of the tokens, only the class token is wanted.
+        """
         grid = self._check_clips(clips)
         if memory is None:
             memory = self._new_memory(clips.shape[0], grid)
@@ -321,10 +354,14 @@ class MeMViT(HubModel):
         for block in self._trunk():
             inputs = x, grid, memory.layers.get(block.plan.index), slots
             attention_dropout = block.attn.attention_dropout if self.training else 0.0
-            x, grid, remembered = run_block(block, self._recompute, attention_dropout, *inputs)
+            if only_class and block is self.blocks[-1]:
+                x, grid, remembered = block(*inputs, only_class=True)
+            else:
+                x, grid, remembered = run_block(block, self._recompute, attention_dropout, *inputs)
             if remembered is not None:
                 layers[block.plan.index] = remembered
-        return self.norm(x), grid, layers, memory, slots
+        x = layer_norm(x, self.norm) if only_class else self.norm(x)
+        return x, grid, layers, memory, slots
 
     def _forward_boxes(
         self, tokens: Tensor, grid: Size3, boxes: Sequence[Tensor], memory: Memory, slots: SlotMasks
