@@ -6,7 +6,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-SOURCES = ("dispatch", "avx2", "avx512", "avx512_bf16", "amx")
+SOURCES = ("dispatch", "avx2", "avx512", "avx512_bf16", "amx", "program")
 BUILDS_KERNELS = platform.machine() in ("x86_64", "AMD64") and sys.platform.startswith("linux")
 
 kernels = Extension(

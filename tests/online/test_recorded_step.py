@@ -40,7 +40,8 @@ def recorder() -> Recorder:
 
 def recognizer(model: MeMViT, recorder: Recorder, **options: object) -> OnlineRecognizer:
     online = OnlineRecognizer(model, **options)  # type: ignore[arg-type]
-    online.engine.record = recorder
+    online.engine.record = lambda step, clips, memory: RecordedStep(step, clips, memory, recorder)
+    online.engine.fills_batches = True
     return online
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,6 +102,19 @@ class _NormCall(Structure):
     ]
 
 
+class _CopyCall(Structure):
+    _fields_ = [
+        ("size", c_int64 * 4),
+        ("from_stride", c_int64 * 3),
+        ("to_stride", c_int64 * 3),
+        ("source", c_void_p),
+        ("target", c_void_p),
+        ("from_width", c_int32),
+        ("to_width", c_int32),
+        ("adds", c_int32),
+    ]
+
+
 class _Library(NamedTuple):
     handle: ctypes.CDLL
     parallel_for: c_void_p
@@ -114,6 +128,7 @@ def _load() -> _Library | str:
         return "not built: the installation found no C++ compiler for them, or they do not exist for this kind of processor"
     try:
         handle = ctypes.CDLL(str(path))
+        handle.memvit_run_program.restype = c_int64
         torch_library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         return _Library(handle, ctypes.cast(torch_library.torch_parallel_for, c_void_p))
     except (OSError, AttributeError) as error:
@@ -195,11 +210,25 @@ def num_parts(dtype: torch.dtype) -> int:
     return _PARTS.get(torch.backends.mkldnn.matmul.fp32_precision, 3)  # type: ignore[attr-defined]
 
 
+# Told of every kernel's call, while a step is recorded (`recording`).
+noting: ContextVar[Callable[[str, Structure], None] | None] = ContextVar("memvit_noting", default=None)
+
+
 def run(name: str, call: Structure) -> None:
     """Runs a kernel on PyTorch's threads with the instructions chosen."""
     assert isinstance(_loaded, _Library)
+    note = noting.get()
+    if note is not None:
+        note(name, call)
     result = getattr(_loaded.handle, f"memvit_{name}")(byref(call), _level, _loaded.parallel_for)
     assert result == 0, f"the CPU kernel {name} does not take these shapes"
+
+
+def run_program(program: Structure, bases: Any) -> None:
+    """Runs kernels one after the other, see `program`."""
+    assert isinstance(_loaded, _Library)
+    failed = _loaded.handle.memvit_run_program(byref(program), bases, _level, _loaded.parallel_for)
+    assert failed == -1, f"kernel {failed} of a recorded step does not take its shapes"
 
 
 def _tokens(t: Tensor) -> _Tokens:
@@ -345,3 +374,30 @@ def layer_norm(
     )
     run("layer_norm", call)
     return total, out
+
+
+def copy_call(source: Tensor, target: Tensor, *, adds: bool = False) -> Structure | None:
+    """What the kernel that copies takes, a part of a recorded step; None: too many axes.
+
+    Args:
+        source, target: of one shape; of one dtype, or float32 and bfloat16.
+        adds: to what is there; of float32 or bfloat16.
+    """
+    axes: list[tuple[int, int, int]] = []  # size, and both strides
+    for n, own, other in zip(source.shape, source.stride(), target.stride(), strict=True):
+        if n == 1:
+            continue
+        if axes and axes[-1][1:] == (n * own, n * other):
+            axes[-1] = axes[-1][0] * n, own, other
+        else:
+            axes.append((n, own, other))
+    if not axes or axes[-1][1:] != (1, 1):
+        axes.append((1, 1, 1))
+    axes = [(1, 0, 0)] * (4 - len(axes)) + axes
+    if len(axes) > 4:
+        return None
+    call = _CopyCall(source=source.data_ptr(), target=target.data_ptr())
+    call.size[:] = [n for n, _, _ in axes]
+    call.from_stride[:], call.to_stride[:] = [own for _, own, _ in axes[:-1]], [other for _, _, other in axes[:-1]]
+    call.from_width, call.to_width, call.adds = source.element_size(), target.element_size(), adds
+    return call

@@ -12,6 +12,9 @@ _library = torch.library.Library("memvit", "FRAGMENT")
 
 ON_GPUS = ("CUDA", "CPU")  # there for Triton's interpreter
 
+# What each operator runs: whoever records a step looks inside (`recording`).
+implementations: dict[Callable[..., Any], Callable[..., Any]] = {}
+
 
 def register(
     schema: str, run: Callable[..., Any], fake: Callable[..., Any], keys: Sequence[str] = ("CPU",)
@@ -32,4 +35,6 @@ def register(
     for key in keys:
         _library.impl(name, run, key)
     torch.library.register_fake(f"memvit::{name}", fake, lib=_library)
-    return getattr(torch.ops.memvit, name).default
+    operator = getattr(torch.ops.memvit, name).default
+    implementations[operator] = run
+    return operator

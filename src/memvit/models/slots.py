@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from memvit.kernels.recording import active_recorder
+
 MIN_SLOTS = 4  # fewer are copied as fast
 
 
@@ -54,6 +56,9 @@ def append_in_room(slots: Tensor, new: Tensor) -> Tensor:
     in_room = num >= MIN_SLOTS and slots.device.type == "cpu" and not torch.is_grad_enabled()
     if not in_room or torch.compiler.is_compiling():
         return torch.cat([slots[:, 1:], new.detach().to(slots.dtype)], dim=1)
+    recorder = active_recorder()
+    if recorder is not None:
+        return recorder.run_last(append_in_room, slots, new)
     room, first = _windows.get(slots, (None, 0))
     # Tensors of inference mode are written to in it alone.
     if (

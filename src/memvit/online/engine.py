@@ -1,33 +1,41 @@
 """One step of a model for a batch of streams: clips and memories in, logits and memories out, compiled if wanted.
 
-On a GPU steps are recorded as CUDA graphs. A recorded or compiled step serves one batch size and one size of clips. Streams come
-and go, so batches are filled up with empty streams to 1, 2, 4, ... clips: few graphs serve every number of streams, and all
-of them are made ahead. Memory has the same tensors from the first clip on, empty or full, so that one graph serves the
-whole of a stream.
+Steps are recorded: on a GPU as CUDA graphs, on CPUs as the calls of their kernels. A recorded or compiled step serves one
+batch size and one size of clips. Streams come and go, so where that takes long or memory of its own, batches are filled up
+with empty streams to 1, 2, 4, ... clips: few steps serve every number of streams, and all of them are made ahead. Memory has
+the same tensors from the first clip on, empty or full, so that one step serves the whole of a stream.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import logging
 import types
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from memvit.kernels import cpu
 from memvit.kernels.frozen import Stamp, stamp_of
+from memvit.kernels.program import Workspace
 from memvit.models.config import Size3
 from memvit.models.heads import Logits
 from memvit.models.memory import Memory
 from memvit.models.memvit import MeMViT
-from memvit.online.recorded_step import Record, RecordedStep, Step, record_cuda_graph
+from memvit.online.recorded_on_cpu import RecordedOnCpu, Settings, kernel_settings
+from memvit.online.recorded_step import RecordedStep, Step
 
 NUM_WARM_UP_STEPS = 2
 MAX_RECORDED_STEPS = 8  # of numbers of streams and sizes of clips
 NO_COMPILER_ERRORS = frozenset({"InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton"})
+
+Recorded = RecordedStep | RecordedOnCpu
+Recording = Callable[[Step, Tensor, Memory], Recorded]
 
 _numbers = itertools.count()
 
@@ -45,7 +53,8 @@ class StepEngine:
         backend: of `torch.compile`.
 
     Attributes:
-        record: how steps are recorded; None: they are not. On a GPU they are, as CUDA graphs.
+        record: makes a recorded step of a step, clips and an empty memory; None: steps are not recorded.
+        fills_batches: whether batches are filled up to `batch_sizes`.
     """
 
     def __init__(
@@ -63,16 +72,28 @@ class StepEngine:
         self.compile = compile
         self.backend = backend
         self.warm_sizes: Sequence[int] = (1,)  # batches that `warm_up` tries where nothing is compiled
-        self.record: Record | None = record_cuda_graph if self.device.type == "cuda" else None
+        self.record: Recording | None = self._usual_recording()
+        self.fills_batches = compile or self.device.type == "cuda"
         self._compiled_steps: dict[tuple[int, Size3], Step] = {}
-        self._recorded_steps: dict[tuple[int, Size3], RecordedStep] = {}
-        self._stamp: Stamp | None = None  # of the weights that steps were recorded with
+        self._recorded_steps: dict[tuple[int, Size3], Recorded] = {}
+        self._stamp: tuple[Stamp, Settings] | None = None  # of what steps were recorded with
         self._joined: tuple[list[Memory], Memory] | None = None  # memories of the step before, as given and together
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, in this process or another one, compiles and records anew.
+        return {**self.__dict__, "_compiled_steps": {}, "_recorded_steps": {}, "_stamp": None, "_joined": None}
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.norm.weight.device
+
+    def _usual_recording(self) -> Recording | None:
+        if self.device.type == "cuda":
+            return RecordedStep
+        if self.device.type == "cpu" and cpu.is_available() and not self.compile:
+            return functools.partial(RecordedOnCpu, workspace=Workspace())
+        return None
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -87,7 +108,7 @@ class StepEngine:
         Raises:
             ValueError: there is no compiler on this machine.
         """
-        for batch_size in self.batch_sizes if self._has_fixed_sizes else self.warm_sizes:
+        for batch_size in self.batch_sizes if self.fills_batches else self.warm_sizes:
             memory = self.model.new_memory(batch_size, *clip_size)
             clips = memory.valid.new_zeros(batch_size, self.model.config.in_channels, *clip_size, dtype=torch.float32)
             try:
@@ -116,7 +137,7 @@ class StepEngine:
         """
         clip_size: Size3 = tuple(clips[0].shape[1:])  # type: ignore[assignment]
         num_clips = batch_size = len(clips)
-        if self._has_fixed_sizes:
+        if self.fills_batches:
             made = self._compiled_steps if self.compile else self._recorded_steps
             if (batch_size, clip_size) not in made:
                 batch_size = next(size for size in self.batch_sizes if size >= num_clips)
@@ -131,15 +152,12 @@ class StepEngine:
         self._joined = None if num_missing else (parts, memory)
         return [head[:num_clips].float().cpu().numpy() for head in heads], parts
 
-    @property
-    def _has_fixed_sizes(self) -> bool:
-        return self.compile or self.record is not None
-
     def _join(self, memories: Sequence[Memory]) -> Memory:
         """`Memory.cat`, or what it would give where these are the memories of the step before, in their order."""
         if self._joined is not None and len(memories) == len(self._joined[0]):
             parts, together = self._joined
-            if all(memory.valid is part.valid for memory, part in zip(memories, parts, strict=True)):
+            pairs = zip(memories, parts, strict=True)
+            if all(memory is part or memory.valid is part.valid for memory, part in pairs):
                 return together
         return Memory.cat(memories)
 
@@ -150,6 +168,8 @@ class StepEngine:
 
     def _stack(self, clips: Sequence[Tensor]) -> Tensor:
         """Clips as one batch; for a GPU in pinned memory, from where copies to it keep nobody waiting."""
+        if len(clips) == 1 and self.device.type == "cpu" and not self.compile:
+            return clips[0][None]
         if self.device.type != "cuda" or clips[0].device.type != "cpu":
             return torch.stack(list(clips))
         batch = torch.empty(len(clips), *clips[0].shape, dtype=self._clip_dtype, pin_memory=True)
@@ -174,31 +194,36 @@ class StepEngine:
             self._recorded_steps[key] = recorded  # the latest comes last
         if recorded is not None and recorded.takes(memory):
             result = recorded(clips, memory)
-            if self._weights_stamp() == self._stamp:  # looked at while the GPU works
+            if self._stamp_now() == self._stamp:  # looked at while a GPU works
                 return result
-        stamp = self._weights_stamp()
+        stamp = self._stamp_now()
         if stamp != self._stamp:
             self._recorded_steps.clear()
             self._stamp = stamp
         if stamp is not None and key not in self._recorded_steps:
             if len(self._recorded_steps) == MAX_RECORDED_STEPS:
-                del self._recorded_steps[next(iter(self._recorded_steps))]  # each has memory of its own on the GPU
+                del self._recorded_steps[next(iter(self._recorded_steps))]  # each has memory of its own on a GPU
             empty = self.model.new_memory(clips.shape[0], *key[1])
             empty = empty if self.dtype is None else empty.to(self.dtype)
             try:
-                self._recorded_steps[key] = RecordedStep(self._step, clips, empty, self.record)
+                self._recorded_steps[key] = self.record(self._step, clips, empty)
             except RuntimeError as error:
                 if self.compile and _lacks_compiler(error):
                     raise
-                logger.warning("steps cannot be recorded as CUDA graphs here, and run slower: %s", error)
+                result = self._step(clips, memory)  # which raises what has nothing to do with recording
+                logger.warning("steps of this model cannot be recorded, and run slower: %s", error)
                 self.record = None
-                return self._step(clips, memory)
+                return result
             if self._recorded_steps[key].takes(memory):
                 return self._recorded_steps[key](clips, memory)
         return self._step(clips, memory)  # a memory that was saved, or that other weights have projected
 
-    def _weights_stamp(self) -> Stamp | None:
-        return stamp_of(list(self.model.parameters()))
+    def _stamp_now(self) -> tuple[Stamp, Settings] | None:
+        """Tells what recorded steps depend on from what it was; None: not known, or somebody wants to be called in every step."""
+        if any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules()):
+            return None
+        weights = stamp_of(list(self.model.parameters()))
+        return None if weights is None else (weights, kernel_settings())
 
     def _step(self, clips: Tensor, memory: Memory) -> tuple[Logits, Memory]:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):

@@ -68,12 +68,12 @@ class RecordedStep:
 
         with hold_frozen() as self._held:
             self._replay = record(run)
-        self._stamps = _stamps(self._after)
+        self._stamps = memory_stamps(self._after)
         self._latest: Memory | None = None
 
     def takes(self, memory: Memory) -> bool:
         """Whether a memory has the tensors that this is recorded for, projected by the same weights."""
-        stamps = _stamps(memory)
+        stamps = memory_stamps(memory)
         return stamps.keys() == self._stamps.keys() and all(
             stamp is None or stamp == self._stamps[index] for index, stamp in stamps.items()
         )
@@ -157,6 +157,6 @@ def _aligned(num_bytes: int) -> int:
     return -(-num_bytes // 16) * 16
 
 
-def _stamps(memory: Memory) -> dict[int, Any]:
+def memory_stamps(memory: Memory) -> dict[int, Any]:
     """Of the layers that keep projected clips, the weights that projected them."""
     return {index: layer.projected.stamp for index, layer in memory.layers.items() if layer.projected is not None}

@@ -149,6 +149,44 @@ struct memvit_mlp_call {
   int32_t added_dtype;
 };
 
+// to[...] = from[...], or += where it adds, four axes, the last one contiguous in both. Widths are bytes of an element; where
+// they differ, and where it adds, these are float32 or bfloat16.
+struct memvit_copy_call {
+  int64_t size[4], from_stride[3], to_stride[3];  // strides in elements
+  const void* from;
+  void* to;
+  int32_t from_width, to_width, adds;
+};
+
+enum memvit_kernel {
+  MEMVIT_COPY = 0,
+  MEMVIT_ATTENTION = 1,
+  MEMVIT_POOL_NORM = 2,
+  MEMVIT_MAX_POOL = 3,
+  MEMVIT_LAYER_NORM = 4,
+  MEMVIT_LINEAR = 5,
+  MEMVIT_MLP = 6,
+  MEMVIT_PATCHES = 7
+};
+
+struct memvit_program_step {
+  int64_t kernel;    // of memvit_kernel
+  const void* call;  // what that kernel takes
+};
+
+// Where a call says where a tensor lies: *field = bases[base] + offset (bytes) before the calls are made.
+struct memvit_program_pointer {
+  char** field;
+  int64_t base, offset;
+};
+
+struct memvit_program {
+  const memvit_program_step* steps;
+  int64_t num_steps;
+  const memvit_program_pointer* pointers;
+  int64_t num_pointers;
+};
+
 // The best instruction set of this processor that there are kernels for: 0 none, 1 AVX2, 2 AVX-512, 3 AVX-512 with bfloat16,
 // 4 that and AMX's tiles.
 __attribute__((visibility("default"))) int32_t memvit_best_level(void);
@@ -161,4 +199,7 @@ __attribute__((visibility("default"))) int32_t memvit_layer_norm(const memvit_no
 __attribute__((visibility("default"))) int32_t memvit_linear(const memvit_linear_call* call, int32_t level, memvit_parallel_for parallel_for);
 __attribute__((visibility("default"))) int32_t memvit_mlp(const memvit_mlp_call* call, int32_t level, memvit_parallel_for parallel_for);
 __attribute__((visibility("default"))) int32_t memvit_patches(const memvit_patch_call* call, int32_t level, memvit_parallel_for parallel_for);
+
+// Runs the steps in their order; -1: done, else the first one that is not supported.
+__attribute__((visibility("default"))) int64_t memvit_run_program(const memvit_program* program, char* const* bases, int32_t level, memvit_parallel_for parallel_for);
 }
