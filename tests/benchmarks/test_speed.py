@@ -14,7 +14,15 @@ from torch import nn
 from torchvision.models.video.mvit import MSBlockConfig, MViT
 
 from memvit.benchmarks import contenders
-from memvit.benchmarks.contenders import Case, Stream, build_model, count_step, make_step, measure_memory_apart
+from memvit.benchmarks.contenders import (
+    Case,
+    Stream,
+    build_model,
+    count_step,
+    make_step,
+    measure_memory_apart,
+    usual_form,
+)
 from memvit.benchmarks.cost import count_macs
 from memvit.benchmarks.machine import Rates, measure_rates
 from memvit.benchmarks.roofline import OPTIMIZER_BYTES, Work, count_work
@@ -25,6 +33,7 @@ from memvit.benchmarks.timing import Estimate, median_interval, paired_ratio, qu
 from tiny_models import small_config, small_model
 
 CPU = torch.device("cpu")
+NUM_RECORDED = 2 if usual_form(CPU) == "recorded" else 0  # contenders at a forward pass, with and without memory
 PLAN = Plan(
     parts=("comparison", "memory", "streams", "video"),
     tasks=("forward", "training"),
@@ -189,8 +198,7 @@ def test_memory_of_a_step_is_measured_in_a_process_of_its_own() -> None:
 
 
 def test_a_run_measures_every_case(result: SpeedResult) -> None:
-    entries = {(c.case.task, c.case.dtype, c.case.batch_size, c.case.contender) for c in result.cases}
-    assert len(entries) == len(result.cases) == 2 * 2 * 3
+    assert len({c.case for c in result.cases}) == len(result.cases) == 2 * (3 + NUM_RECORDED + 3)
     for c in result.cases:
         assert c.error is None
         assert len(c.seconds) == PLAN.num_rounds
@@ -308,7 +316,7 @@ def test_compiled_forms_are_contenders_too(monkeypatch: pytest.MonkeyPatch, tmp_
     )
     found = run(small_config(), "small", plan, CPU)
     assert [c.name for c in found.cases][-2:] == ["small, M = 2, compiled", "torchvision mvit_v2_s, compiled"]
-    assert [c.error for c in found.cases] == [None] * 5
+    assert [c.error for c in found.cases] == [None] * (5 + NUM_RECORDED)
     assert modes == ["max-autotune-no-cudagraphs"] * 2
     assert found.over_torchvision(found.cases[-1], "compiled") == Estimate(1, None)
     (table,) = speed_tables(found)

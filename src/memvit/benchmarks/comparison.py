@@ -64,11 +64,12 @@ def compare(
     for task, batch_size, dtype in product(tasks, batch_sizes, dtypes):
         contenders: list[Contender] = ["memory"] if config.memory.length else []
         contenders += ["no memory", "mvit_v2_s"]
-        entries: list[tuple[Contender, Form]] = [(contender, "eager") for contender in contenders]
+        entries: list[tuple[Contender, Form]] = []
+        if usual_form(device) == "recorded" and (task == "forward" or device.type == "cuda"):
+            entries += [(contender, "recorded") for contender in contenders[:-1]]
+        entries += [(contender, "eager") for contender in contenders]
         if compile_mode is not None:
             entries += [(contender, "compiled") for contender in (contenders[0], "mvit_v2_s")]
-        if usual_form(device) == "recorded":
-            entries += [(contender, "recorded") for contender in contenders[:-1]]
         cases = [Case(task, contender, form, dtype, batch_size) for contender, form in entries]
         tick = counter(on_progress, f"{task}, {dtype}, batch {batch_size}", len(cases) + 1 + num_rounds)
 
@@ -105,7 +106,7 @@ def _prepare(
     tell of the compiler as well.
     """
     on_gpu = device.type == "cuda"
-    apart = measures_memory and device.type == "cpu" and case.form == "eager"
+    apart = measures_memory and device.type == "cpu" and case.form != "compiled"
     found = measure_memory_apart(case, config, device) if apart else None
     base = torch.cuda.memory_allocated(device) if on_gpu else 0
     step = make_step(case, config, device, compile_mode)

@@ -22,10 +22,13 @@ from torchvision.models.video import mvit_v2_s
 from memvit.benchmarks.peak_memory import PeakMemory, resident_bytes
 from memvit.benchmarks.roofline import Work, count_work
 from memvit.benchmarks.timing import Step, synchronize
+from memvit.kernels import cpu
+from memvit.kernels.program import Workspace
 from memvit.models.config import MViTConfig
 from memvit.models.heads import Logits
 from memvit.models.memory import Memory
 from memvit.models.memvit import MeMViT
+from memvit.online.recorded_on_cpu import RecordedOnCpu
 from memvit.online.recorded_step import RecordedStep
 from memvit.training.recorded import RecordedNetwork
 
@@ -46,7 +49,7 @@ class Case:
     Attributes:
         task: a forward pass in inference mode, or a training step: forward, cross entropy, backward, AdamW.
         contender: our model as a stream with full memory, the same without memory, or torchvision's mvit_v2_s.
-        form: as it is, through `torch.compile`, or, of our model on a GPU, recorded as CUDA graphs, as `OnlineRecognizer` does.
+        form: as it is, through `torch.compile`, or, of our model, recorded as `OnlineRecognizer` does.
         dtype: "float32", or autocast in this format.
         batch_size: clips in a step.
     """
@@ -148,7 +151,7 @@ def make_step(
         return torch.autocast(device.type, getattr(torch, case.dtype), enabled=case.dtype != "float32")
 
     mode = torch.inference_mode if case.task == "forward" else torch.no_grad
-    if fill:
+    if fill and (case.task, case.form) != ("forward", "recorded"):
         with mode(), autocast():
             stream.fill_memory(clips)
 
@@ -179,20 +182,22 @@ def make_step(
 
 def usual_form(device: torch.device) -> Form:
     """How our own commands run a model at inference."""
-    return "recorded" if device.type == "cuda" else "eager"
+    return "recorded" if device.type == "cuda" or cpu.is_available() else "eager"
 
 
 @torch.inference_mode()
 def _recorded(model: MeMViT, clips: Tensor, autocast: Callable[[], torch.autocast]) -> Step:
-    """A stream's step as a CUDA graph; its memory fills up in the first steps, and takes as much time when it is empty."""
+    """A stream's step, recorded; with a memory that is full."""
 
     def plain(clips: Tensor, memory: Memory) -> tuple[Logits, Memory]:
         with autocast():
             return model(clips, memory)
 
     with autocast():
-        _, memory = model(clips)  # in the dtype that the stream will have
-    recorded = RecordedStep(plain, clips, memory)
+        memory = model.new_memory(len(clips), *clips.shape[2:])  # in the dtype that the stream will have
+    recorded = RecordedStep(plain, clips, memory) if clips.is_cuda else RecordedOnCpu(plain, clips, memory, Workspace())
+    for _ in range(model.config.memory.num_slots + 1):
+        _, memory = recorded(clips, memory)
 
     def step() -> Logits:
         nonlocal memory

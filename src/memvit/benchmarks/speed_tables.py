@@ -120,7 +120,7 @@ def _how(result: SpeedResult) -> str:
         "over time, in brackets as a share of this machine's matrix products. Roofline: each of these operators at the "
         "machine's rate of matrix products or of copying, whichever takes longer, and nothing else."
         + (" MiB: peak memory of a step beyond what the process held before." if any(measured) else "")
-        + (" Recorded: as a CUDA graph." if any(c.case.form == "recorded" for c in result.cases) else "")
+        + (" Recorded: as `OnlineRecognizer` runs it." if any(c.case.form == "recorded" for c in result.cases) else "")
     )
 
 
