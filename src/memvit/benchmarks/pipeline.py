@@ -35,7 +35,6 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from memvit.models.memory import Memory
 from memvit.models.zoo import create_model
 from memvit.online import OnlineRecognizer
 from memvit.online.predict import predict_video
@@ -106,14 +105,10 @@ def decode(recognizer: OnlineRecognizer, path: Path) -> int:
 def run_model(recognizer: OnlineRecognizer, num_clips: int) -> None:
     """The model alone: as many clips, one after another with memory, all of them ready."""
     config = recognizer.model.config
-    clip = torch.randn(1, 3, config.num_frames, config.crop_size, config.crop_size)
-    weight = recognizer.model.norm.weight
-    memory: Memory | None = None
-    with torch.autocast(weight.device.type, recognizer.engine.dtype, enabled=recognizer.engine.dtype is not None):
-        for _ in range(num_clips):
-            logits, memory = recognizer.model(clip.to(weight.device, weight.dtype), memory)
-            for head in logits if isinstance(logits, tuple) else (logits,):
-                head.float().cpu()
+    clip = torch.randn(3, config.num_frames, config.crop_size, config.crop_size)
+    memories = [recognizer.model.new_memory(1)]
+    for _ in range(num_clips):
+        _, memories = recognizer.engine.step([clip], memories)
 
 
 class _Parts:

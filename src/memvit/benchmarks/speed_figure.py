@@ -81,7 +81,9 @@ def _draw_cases(result: SpeedResult, task: Task, cases: list[CaseTimes], axes: A
         ratio = result.over_torchvision(c)
         is_base = (c.case.contender, c.case.form) == ("mvit_v2_s", "eager")
         label = f"{_rounded(ms)} ms" + (f" ({ratio.median:.2f})" if ratio is not None and not is_base else "")
-        end = max(high, 1e3 * c.roofline_s)  # kernels of ours may be faster than PyTorch's products, the roofline's rate
+        end = max(
+            high, 1e3 * c.roofline_s
+        )  # kernels of ours may be faster than PyTorch's products, the roofline's rate
         axes.text(end + 0.015 * longest_ms, place, label, va="center", fontsize=8.5, color=_DARK)
     axes.set_yticks(places, [f"{c.name}\n{c.case.dtype}" for c in cases], fontsize=8)
     axes.invert_yaxis()
