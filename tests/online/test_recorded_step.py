@@ -114,6 +114,19 @@ def test_weights_that_change_are_recorded_anew(recorder: Recorder) -> None:
     assert recorder.num_recorded == 2
 
 
+def test_where_recording_fails_batches_are_filled_up_no_longer() -> None:
+    def fail(*_: object) -> RecordedStep:
+        raise RuntimeError("out of graphs")
+
+    ours, theirs = OnlineRecognizer(small_model()), OnlineRecognizer(small_model())
+    ours.engine.record, ours.engine.fills_batches = fail, True
+    for step in range(2):
+        pushed = {name: frames(10 * step + ord(name)) for name in "abc"}
+        check_alike(ours.push_many(pushed), theirs.push_many(pushed))
+    assert ours.engine.record is None
+    assert not ours.engine.fills_batches
+
+
 def test_of_many_sizes_the_latest_stay_recorded(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memvit.online.engine.MAX_RECORDED_STEPS", 2)
     model = small_model()

@@ -212,7 +212,7 @@ class StepEngine:
                     raise
                 result = self._step(clips, memory)  # which raises what has nothing to do with recording
                 logger.warning("steps of this model cannot be recorded, and run slower: %s", error)
-                self.record = None
+                self.record, self.fills_batches = None, self.compile
                 return result
             if self._recorded_steps[key].takes(memory):
                 return self._recorded_steps[key](clips, memory)
