@@ -22,16 +22,8 @@ from memvit.kernels.recording import KernelCall, OperatorCall, Part, Place, Reco
 
 ALIGNMENT = 64  # a line of cache
 
-_KERNELS = (
-    "copy",
-    "attention",
-    "pool_norm",
-    "max_pool",
-    "layer_norm",
-    "linear",
-    "mlp",
-    "patches",
-)  # as in memvit_cpu.h
+# In the order of memvit_cpu.h.
+_KERNELS = ("copy", "attention", "pool_norm", "max_pool", "layer_norm", "linear", "mlp", "patches")
 _WORKSPACE, _RESULTS = 0, 1  # bases that every program has
 
 
