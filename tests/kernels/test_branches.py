@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from memvit.kernels import branches
-from memvit.kernels.branches import branching, has_branches, run_branches
+from memvit.kernels.branches import ahead, branching, hand_over, handing_over, has_branches, run_branches
 
 ON_GPU: Any = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
 
@@ -25,7 +25,12 @@ class Streams:
         self.num_made = 0
 
     def stream(self, name: str) -> Any:
-        return SimpleNamespace(name=name, wait_stream=lambda other: self.log.append(f"{name} waits for {other.name}"))
+        return SimpleNamespace(
+            name=name,
+            wait_stream=lambda other: self.log.append(f"{name} waits for {other.name}"),
+            wait_event=lambda event: self.log.append(f"{name} waits for {event}"),
+            record_event=lambda: self.log[-1],
+        )
 
     def make(self, device: torch.device) -> Any:
         self.num_made += 1
@@ -91,3 +96,41 @@ def test_tensors_on_a_cpu_have_no_branches() -> None:
     with branching():
         assert not has_branches(torch.empty(1))
         assert run_branches(torch.empty(1), [lambda: 1, lambda: 2]) == [1, 2]
+
+
+def test_work_ahead_is_waited_for_where_it_is_wanted(streams: Streams) -> None:
+    with branching(), ahead(ON_GPU) as begin:
+        a = begin(lambda: streams.work("a"))
+        streams.work("x")
+        b = begin(lambda: streams.work("b"))
+        assert a() == "a"
+        streams.work("y")
+        assert b() == "b"
+    assert streams.log == [
+        "side 1 waits for main", "a on side 1", "x on main", "side 1 waits for main", "b on side 1",
+        "main waits for a on side 1", "y on main", "main waits for b on side 1", "main waits for side 1",
+    ]  # fmt: skip
+
+
+def test_work_ahead_is_done_at_once_where_nothing_is_recorded(
+    streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with branching(), ahead(ON_GPU) as begin:
+        a = begin(lambda: streams.work("a"))
+        streams.work("x")
+        assert a() == "a"
+    assert streams.log == ["a on main", "x on main"]
+
+
+def test_a_memory_is_handed_over_while_a_step_is_recorded() -> None:
+    taken: list[str] = []
+    hand_over(ON_GPU, "nobody waits")
+    with handing_over(taken.append):
+        hand_over(ON_GPU, "not recorded")
+        with branching():
+            hand_over(ON_GPU, "a memory")
+            hand_over(torch.empty(1), "on a CPU")
+    with branching():
+        hand_over(ON_GPU, "nobody waits")
+    assert taken == ["a memory"]

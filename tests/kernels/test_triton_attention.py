@@ -16,6 +16,7 @@ from memvit.kernels import triton_attention
 from memvit.kernels.attention import FoldedPositions, RelativePositions, attention
 from memvit.kernels.backend import reference_kernels
 from memvit.kernels.triton_attention import can_attend, dim_blocks, key_ones
+from memvit.kernels.triton_folding import Folding, key_columns
 from memvit.models.positions import KeyGrid, PositionTables, relative_positions
 
 
@@ -67,9 +68,10 @@ def inputs(
     for table in positions.tables:
         assert table.sizes is not None
         sizes[2 * table.axis : 2 * table.axis + 2] = table.sizes
-    entries = [next((t.entry for t in positions.tables if t.axis == axis), None) for axis in range(3)]
+    folding = Folding(case.grid, case.num_class, 0, tuple(sizes), has_mask=False)  # type: ignore[arg-type]
+    columns = key_columns(folding, [t.axis for t in positions.tables], [t.entry for t in positions.tables])
     flat = torch.cat([table.table.flatten(0, 1) for table in positions.tables]).to(torch.float16)
-    ones = key_ones(entries, sizes).to(torch.float16)
+    ones = key_ones(columns, folding).to(torch.float16)
     folded = FoldedPositions(flat, torch.empty(0), tuple(sizes), ones)  # type: ignore[arg-type]
     return own, past, positions._replace(folded=folded), mask
 
@@ -162,7 +164,7 @@ def test_the_kernel_compiles_for_gpus_that_are_not_here_and_keeps_to_registers(
     num_rows = sum(n * (sizes[2 * axis] + sizes[2 * axis + 1]) for axis, n in enumerate(grid))
     tables = torch.empty(num_rows, 96, dtype=torch.bfloat16)
     num_keys = num_past + num_present
-    width = sum(triton_attention.block_of(sizes[2 * axis] + sizes[2 * axis + 1]) for axis in range(3))
+    width = triton_attention.num_columns(Folding(grid, 1, 0, tuple(sizes), has_mask=False))  # type: ignore[arg-type]
     ones, mask = torch.empty(num_keys, width, dtype=torch.bfloat16), torch.ones(2, num_keys, dtype=torch.bool)
     with compiling(triton_attention_kernel) as compiled:
         triton_attention._run(q, k, v, past_k, past_v, tables, ones, mask, grid, 1, sizes, 1)

@@ -259,9 +259,9 @@ def test_kernels_compile_for_gpus_that_are_not_here_and_keep_to_registers(
         torch.empty(channels),
     )
     added = None if added_dtype is None else torch.empty(9, channels, dtype=added_dtype)
-    total = None if added is None else x
+    total, later = (None, None) if added is None else (x, weight)
     with compiling(triton_norm_kernels) as compiled:
-        triton_norm_kernels.forward(x, added, total, weight, weight, 1e-6, out)
+        triton_norm_kernels.forward(x, added, total, later, weight, weight, 1e-6, out)
         triton_norm_kernels.backward(x, weight, 1e-6, out, total, x, added, needs_parameter_grads=True)
     assert [kernel.spilled_bytes for kernel in compiled] == [0, 0]
 

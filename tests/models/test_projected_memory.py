@@ -38,7 +38,7 @@ def test_a_stream_gives_what_the_plain_path_gives(
     overrides: dict[str, object], has_branches: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if has_branches:  # as while a step is recorded on a GPU
-        for module in ("models.attention", "models.layer_memory"):
+        for module in ("models.attention", "models.memvit"):
             monkeypatch.setattr(f"memvit.{module}.has_branches", lambda x: True)
     model = small_model(**overrides)
     ours = plain = None

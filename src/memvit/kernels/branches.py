@@ -6,6 +6,7 @@ another where their results do not (within `branching`). Elsewhere such pieces r
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+Begin = Callable[[Callable[[], Any]], Callable[[], Any]]
 
 _free_streams: defaultdict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
 _this_thread = threading.local()
@@ -46,7 +49,7 @@ def run_branches(x: Tensor, branches: Sequence[Callable[[], Any]]) -> list[Any]:
         x: on the device that they run on.
         branches: none changes what another reads, and what they read exists until all are done.
     """
-    if len(branches) == 1 or not (has_branches(x) and torch.cuda.is_current_stream_capturing()):
+    if len(branches) == 1 or not _is_recorded(x):
         return [branch() for branch in branches]
     free = _free_streams[x.device]
     here = torch.cuda.current_stream(x.device)
@@ -62,3 +65,67 @@ def run_branches(x: Tensor, branches: Sequence[Callable[[], Any]]) -> list[Any]:
     # In an order that has the next branches take the same streams again, whose memory is there already.
     free.extend(reversed(streams))
     return results
+
+
+@contextmanager
+def ahead(x: Tensor) -> Iterator[Begin]:
+    """A branch for what is wanted later: beside what is done within this context, while a step is recorded.
+
+    Args:
+        x: on the device that it runs on.
+
+    Yields:
+        What begins a piece of work, after what was begun and done so far, and returns what waits for it and gives its result.
+        Elsewhere the work is done at once.
+    """
+    if not _is_recorded(x):
+        yield lambda work: functools.partial(_given, work())
+        return
+    free = _free_streams[x.device]
+    stream = free.pop() if free else torch.cuda.Stream(x.device)
+
+    def begin(work: Callable[[], Any]) -> Callable[[], Any]:
+        stream.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(stream):
+            result, done = work(), stream.record_event()
+
+        def wait() -> Any:
+            torch.cuda.current_stream(x.device).wait_event(done)
+            return result
+
+        return wait
+
+    yield begin
+    torch.cuda.current_stream(x.device).wait_stream(stream)
+    free.append(stream)
+
+
+def _given(value: Any) -> Any:
+    return value
+
+
+def _is_recorded(x: Tensor) -> bool:
+    return has_branches(x) and torch.cuda.is_current_stream_capturing()
+
+
+@contextmanager
+def handing_over(take: Callable[[Any], None]) -> Iterator[None]:
+    """Has whoever makes a step's memory hand it over within `branching`, beside what is left of the step."""
+    before = getattr(_this_thread, "take", None)
+    _this_thread.take = take
+    try:
+        yield
+    finally:
+        _this_thread.take = before
+
+
+def hand_over(x: Tensor, memory: Any) -> None:
+    """Gives a memory to `handing_over`, if somebody waits for it and this is within `branching`.
+
+    Args:
+        x: on the device of the step.
+        memory: is read after this; nothing that the step still does reads the memory before it.
+    """
+    take = getattr(_this_thread, "take", None)
+    if take is not None and has_branches(x):
+        take(memory)

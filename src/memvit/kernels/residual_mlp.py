@@ -1,7 +1,7 @@
 """The second half of a transformer block: a sum, its LayerNorm, the MLP of that, and the sum added to it.
 
-On AMX's tiles it is one kernel, in which neither the sum nor its norm is ever written to memory; elsewhere it is what
-`add_layer_norm` and `mlp` make of it.
+On AMX's tiles it is one kernel, in which neither the sum nor its norm is ever written to memory; in bfloat16 on a GPU it is three
+launches; elsewhere it is what `add_layer_norm` and `mlp` make of it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from memvit.kernels import cpu, tiles
-from memvit.kernels.linear import MLP, packed_dtype
+from memvit.kernels import cpu, tiles, triton_norm
+from memvit.kernels.linear import MLP, bfloat16_weights, gelu_linear, packed_dtype
 from memvit.kernels.norm import add_layer_norm, kernel_dtype, norm_parameters
 from memvit.kernels.ops import register
 
@@ -28,11 +28,30 @@ def residual_mlp(x: Tensor, added: Tensor, norm: nn.LayerNorm, mlp: nn.Module) -
     """
     dtype = _tiled_dtype(x, added, norm, mlp)
     if dtype is None:
+        out = _on_gpu(x, added, norm, mlp)
+        if out is not None:
+            return out
         total, normed = add_layer_norm(x, added, norm)
         return total.add_(mlp(normed))
     fc1: Any = mlp.fc1
     fc2: Any = mlp.fc2
     return _residual_mlp(x, added, *norm_parameters(norm), norm.eps, fc1.weight, fc1.bias, fc2.weight, fc2.bias, dtype)
+
+
+def _on_gpu(x: Tensor, added: Tensor, norm: nn.LayerNorm, mlp: nn.Module) -> Tensor | None:
+    """The same in bfloat16 in three launches: the last layer adds its products to the sum. None: leave it to the parts."""
+    if type(mlp) is not MLP or mlp.training or not triton_norm.can_norm(x, added, norm):
+        return None
+    weights = bfloat16_weights(x, mlp.fc2)
+    if weights is None or not x.dtype == added.dtype == torch.bfloat16:
+        return None
+    weight, bias = weights
+    total, normed = triton_norm.triton_add_layer_norm_before(x, added, norm, bias)
+    hidden = gelu_linear(normed, mlp.fc1, mlp.act)
+    if hidden is None:
+        hidden = mlp.act(mlp.fc1(normed)).to(torch.bfloat16)
+    total.view(-1, total.shape[-1]).addmm_(hidden.reshape(-1, hidden.shape[-1]), weight.t())
+    return total
 
 
 def _tiled_dtype(x: Tensor, added: Tensor, norm: nn.LayerNorm, mlp: nn.Module) -> torch.dtype | None:

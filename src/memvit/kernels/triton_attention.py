@@ -17,34 +17,37 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from memvit.kernels.ops import ON_GPUS, register
+from memvit.kernels.triton_folding import Folding
 from memvit.kernels.triton_pooling import is_available
 
 DTYPES = (torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 128
-MAX_ENTRIES = 32  # of an axis; with more, as of long memories, queries are folded for cuDNN's attention
+MAX_ENTRIES = 256  # of an axis
+SHORT = 512  # keys: up to so many go through the kernel in shorter blocks
+SHORT_ROOM, LONG_ROOM = 80 << 10, 136 << 10  # bytes of shared memory for shorter and longer blocks
 
 Size3 = tuple[int, int, int]
 
 
-def block_of(num_entries: int) -> int:
-    """The power of two that holds the entries of an axis; 0 where there are none."""
-    return max(16, 1 << (num_entries - 1).bit_length()) if num_entries else 0
+def _power_of_two(num: int) -> int:
+    """The least one of at least 16 that holds so many."""
+    return max(16, 1 << (num - 1).bit_length()) if num else 16
 
 
-def key_ones(entries: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor:
-    """True for each key where it takes a term of an axis, (keys, `block_of` the entries of each axis).
+def num_columns(folding: Folding) -> int:
+    """The columns of `key_ones`."""
+    return _power_of_two(folding.used - folding.head_dim)
+
+
+def key_ones(columns: Tensor, folding: Folding) -> Tensor:
+    """True for each key where it takes a term, (keys, `num_columns`).
 
     Args:
-        entries: along time, height and width (keys,), which entry each key takes, past ones counted first; -1: none; None: the
-            axis has no positions.
-        sizes: (past, present) entries of each axis, flat.
+        columns: (3, keys), of `triton_folding.key_columns`.
+        folding: without a mask.
     """
-    parts = []
-    for axis, entry in enumerate(entries):
-        block = block_of(sizes[2 * axis] + sizes[2 * axis + 1])
-        if entry is not None and block:
-            parts.append(entry[:, None] == torch.arange(block, device=entry.device))
-    return torch.cat(parts, dim=1)
+    places = torch.arange(num_columns(folding), device=columns.device)
+    return (columns[:, :, None] == places).any(dim=0)
 
 
 def can_attend(q: Tensor, sizes: Sequence[int], num_class: int) -> bool:
@@ -56,15 +59,16 @@ def can_attend(q: Tensor, sizes: Sequence[int], num_class: int) -> bool:
         and not torch.is_grad_enabled()
         and q.shape[-1] <= MAX_HEAD_DIM
         and num_class <= 1
-        and _has_room(q.device.index)
+        and _room(q.device.index) >= SHORT_ROOM
         and max(sizes[2 * axis] + sizes[2 * axis + 1] for axis in range(3)) <= MAX_ENTRIES
     )
 
 
 @torch.compiler.assume_constant_result
-def _has_room(device_index: int) -> bool:
-    """Whether a GPU, of Ampere or later, has the shared memory that a program needs, 80 KiB."""
-    return torch.cuda.get_device_capability(device_index) >= (8, 0)
+def _room(device_index: int) -> int:
+    """Bytes of shared memory that a program can have on a GPU; 0 before Ampere, which has no bfloat16."""
+    properties = torch.cuda.get_device_properties(device_index)
+    return properties.shared_memory_per_block_optin if properties.major >= 8 else 0
 
 
 def triton_attention(
@@ -87,7 +91,7 @@ def triton_attention(
         q: (B, heads, num_class + T x H x W, head_dim), unscaled.
         k, v, past_k, past_v: (B, heads, keys, head_dim).
         tables: (rows, head_dim), as for `triton_folding.fold_queries`.
-        ones: of `key_ones`, in the dtype of the queries.
+        ones: of `key_ones`.
         key_mask: bool (B or 1, past and present keys); keys that are False take no part.
         sizes: (past, present) entries of each axis, flat.
         residual_from: q is added to the result, but for this many first queries; None: it is not.
@@ -109,21 +113,17 @@ class Tile(NamedTuple):
     num_stages: int
 
     @classmethod
-    def of(cls, grid: Size3) -> Tile:
-        """For queries on a grid."""
-        width = min(16, 1 << (grid[2] - 1).bit_length())
+    def of(cls, grid: Size3, num_keys: int, room: int) -> Tile:
+        """For queries on a grid, keys, and bytes of shared memory."""
+        width = min(8, 1 << (grid[2] - 1).bit_length())
         times = max(min(64 // width, 1 << (grid[0] - 1).bit_length()), 16 // width)
-        return cls(width, times, 64, 4, 2)
+        return cls(width, times, 32 if num_keys <= SHORT or room < LONG_ROOM else 64, 4, 3)
 
 
 def dim_blocks(head_dim: int) -> tuple[int, ...]:
     """Powers of two, of at least 16, that hold the dimensions of a head."""
     blocks = [1 << i for i in reversed(range(4, 8)) if head_dim >> i & 1]
     return (*blocks, 16) if head_dim % 16 else tuple(blocks)
-
-
-def _starts(blocks: Sequence[int]) -> tuple[int, ...]:
-    return tuple(sum(blocks[:i]) for i in range(len(blocks)))
 
 
 def _run(
@@ -154,14 +154,16 @@ def _run(
         mask = key_mask.contiguous().view(torch.uint8)
         mask_stride = mask.shape[1] if len(mask) == B else 0
     t, h, w = grid
-    tile = Tile.of((t, h, w))
+    tile = Tile.of((t, h, w), num_past + k.shape[2], _room(q.device.index) if q.is_cuda else LONG_ROOM)
+    folding = Folding((t, h, w), num_class, 0, tuple(sizes), has_mask=False)  # type: ignore[arg-type]
     num_entries = [sizes[2 * axis] + sizes[2 * axis + 1] for axis in range(3)]
-    entry_blocks = tuple(block_of(num) for num in num_entries if num)
     blocks = dim_blocks(head_dim)
     constants: dict[str, Any] = {
         **dict(zip(("T", "H", "W"), grid, strict=True)),
         **dict(zip(("NUM_T", "NUM_H", "NUM_W"), num_entries, strict=True)),
-        **{f"BLOCK_{name}": max(16, block_of(num)) for name, num in zip("THE", num_entries, strict=True)},
+        **dict(zip(("PAST_T", "PAST_H", "PAST_W"), sizes[::2], strict=True)),
+        **dict(zip(("START_T", "START_H", "START_W"), folding.starts, strict=True)),
+        **{f"BLOCK_{name}": _power_of_two(num) for name, num in zip("THE", num_entries, strict=True)},
     }
     num_tiles = -(-t // tile.times) * h * -(-w // tile.width) + num_class
     with torch.cuda.device_of(q):
@@ -182,20 +184,17 @@ def _run(
             *past_v.stride()[:3],
             mask_stride,
             head_dim**-0.5,
+            BASE=folding.base,
             NUM_CLASS=num_class,
             D=head_dim,
             NUM_PAST=num_past,
             NUM_PRESENT=k.shape[2],
             HAS_MASK=key_mask is not None,
             RESIDUAL_FROM=residual_from,
-            STARTS=_starts(blocks),
+            STARTS=tuple(sum(blocks[:i]) for i in range(len(blocks))),
             BLOCKS=blocks,
             NUM_BLOCKS=len(blocks),
-            BLOCK_D=min(blocks[0], 32),
-            ENTRY_BLOCKS=entry_blocks,
-            ENTRY_STARTS=_starts(entry_blocks),
-            NUM_AXES=len(entry_blocks),
-            NUM_ENTRIES=sum(entry_blocks),
+            ENTRIES=ones.shape[1],
             BLOCK_W=tile.width,
             TIMES=tile.times,
             BLOCK_N=tile.keys,

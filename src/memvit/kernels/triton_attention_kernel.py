@@ -6,8 +6,9 @@ positions, of which a key takes one along each axis: these are further dimension
 which lie in a table of their own. Then it goes through past keys and through present ones, where they lie, with a running
 softmax. Dimensions of heads lie in blocks of powers of two, of which matrix products are made.
 
-Queries of a program share one table along height; along time and width they have tables of their own. They are multiplied by
-many of these at once, and each picks its own products: sixteen times the work takes less time than as many single products.
+Queries of a program share one table along height; along time and width they have tables of their own. They are multiplied by all
+of them at once, each keeps its own products, and another matrix product brings these together: sixteen times the work takes less
+time than as many single ones, and nothing leaves the registers.
 """
 
 from __future__ import annotations
@@ -50,121 +51,96 @@ def _queries_of_a_tile(
 
 
 @triton.jit
-def _times_tables(
-    q,
+def _table_rows(
     table_ptr,
     first,
-    c,
-    COUNT: tl.constexpr,
-    LIMIT: tl.constexpr,
-    NUM: tl.constexpr,
-    BLOCK: tl.constexpr,
-    D: tl.constexpr,
-):
-    """Queries' dimensions c times those of `COUNT` tables (NUM, D) from the `first` of `LIMIT` on: (queries, COUNT x BLOCK)."""
-    column = tl.arange(0, COUNT * BLOCK)
-    table, entry = first + column // BLOCK, column % BLOCK
-    rows = tl.load(
-        table_ptr + (table * NUM + entry)[:, None] * D + c[None, :],
-        mask=((table < LIMIT) & (entry < NUM))[:, None] & (c < D)[None, :],
-        other=0.0,
-    )
-    return tl.dot(q, tl.trans(rows), input_precision="ieee")
-
-
-@triton.jit
-def _own_products(products, table, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """(queries, COUNT x BLOCK) -> (queries, BLOCK): those with each query's table."""
-    apart = tl.reshape(products, (table.shape[0], COUNT, BLOCK))
-    is_own = table[:, None, None] == tl.arange(0, COUNT)[None, :, None]
-    return tl.sum(tl.where(is_own, apart, 0.0), axis=1)
-
-
-@triton.jit
-def _position_terms(
-    q_row,
-    on_grid,
-    table_ptr,
-    first,
-    own,
-    COUNT: tl.constexpr,
     AT_ONCE: tl.constexpr,
     LIMIT: tl.constexpr,
     NUM: tl.constexpr,
     BLOCK: tl.constexpr,
     D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Products of queries with their own one of `COUNT` tables (NUM, D) from the `first` of `LIMIT` on: (queries, BLOCK)."""
-    terms = tl.zeros((own.shape[0], BLOCK), tl.float32)
-    for part in tl.static_range(0, COUNT, AT_ONCE):
-        products = tl.zeros((own.shape[0], AT_ONCE * BLOCK), tl.float32)
-        for start in tl.static_range(0, D, BLOCK_D):
-            c = start + tl.arange(0, BLOCK_D)
-            q = tl.load(q_row + c[None, :], mask=on_grid[:, None] & (c < D)[None, :], other=0.0)
-            products += _times_tables(q, table_ptr, first + part, c, AT_ONCE, LIMIT, NUM, BLOCK, D)
-        if COUNT == 1:
-            terms = products
-        else:
-            terms += _own_products(products, own - part, AT_ONCE, BLOCK)
-    return terms
-
-
-@triton.jit
-def _attend(
-    qs,  # for each block of dimensions (queries, block), scaled
-    terms,  # for each axis (queries, entries), scaled
-    largest,  # (queries,) of the keys so far
-    total,  # (queries,) of their weights
-    sums,  # for each block of dimensions, of their values
-    k_ptr,  # this stream's and head's
-    v_ptr,
-    ones_ptr,  # (keys, entries of all axes)
-    mask_ptr,
-    k_stride,
-    v_stride,
-    NUM_KEYS: tl.constexpr,
-    HAS_MASK: tl.constexpr,
-    D: tl.constexpr,
     STARTS: tl.constexpr,
     BLOCKS: tl.constexpr,
     NUM_BLOCKS: tl.constexpr,
-    ENTRY_BLOCKS: tl.constexpr,
-    ENTRY_STARTS: tl.constexpr,
-    NUM_AXES: tl.constexpr,
-    NUM_ENTRIES: tl.constexpr,
-    BLOCK_N: tl.constexpr,
 ):
-    for start in range(0, NUM_KEYS, BLOCK_N):
-        key = start + tl.arange(0, BLOCK_N)
-        exists = key < NUM_KEYS
-        logits = tl.zeros((largest.shape[0], BLOCK_N), tl.float32)
-        for b in tl.static_range(NUM_BLOCKS):
-            c = STARTS[b] + tl.arange(0, BLOCKS[b])
-            mask = exists[:, None] & (c < D)[None, :]
-            k = tl.load(k_ptr + key[:, None] * k_stride + c[None, :], mask=mask, other=0.0)
-            logits = tl.dot(qs[b], tl.trans(k), logits)
-        for axis in tl.static_range(NUM_AXES):
-            entry = ENTRY_STARTS[axis] + tl.arange(0, ENTRY_BLOCKS[axis])
-            ones = tl.load(ones_ptr + key[:, None] * NUM_ENTRIES + entry[None, :], mask=exists[:, None], other=0.0)
-            logits = tl.dot(terms[axis], tl.trans(ones), logits)
-        if HAS_MASK:
-            exists = tl.load(mask_ptr + key, mask=exists, other=0) != 0
-        logits = tl.where(exists[None, :], logits, MASKED)
-        larger = tl.maximum(largest, tl.max(logits, axis=1))
-        weights = tl.exp2(logits - larger[:, None])
-        shrinks = tl.exp2(largest - larger)
-        total = total * shrinks + tl.sum(weights, axis=1)
-        largest = larger
-        weights = weights.to(v_ptr.dtype.element_ty)
-        added = ()
-        for b in tl.static_range(NUM_BLOCKS):
-            c = STARTS[b] + tl.arange(0, BLOCKS[b])
-            mask = (key < NUM_KEYS)[:, None] & (c < D)[None, :]
-            v = tl.load(v_ptr + key[:, None] * v_stride + c[None, :], mask=mask, other=0.0)
-            added = added + (tl.dot(weights, v, sums[b] * shrinks[:, None]),)  # noqa: RUF005
-        sums = added
-    return largest, total, sums
+    """Tables (NUM, D) from the `first` of `LIMIT` on, for each block of dimensions (AT_ONCE x BLOCK, dimensions)."""
+    column = tl.arange(0, AT_ONCE * BLOCK)
+    table, entry = first + column // BLOCK, column % BLOCK
+    there = ((table < LIMIT) & (entry < NUM))[:, None]
+    rows = ()
+    for b in tl.static_range(NUM_BLOCKS):
+        c = STARTS[b] + tl.arange(0, BLOCKS[b])
+        of_block = tl.load(
+            table_ptr + (table * NUM + entry)[:, None] * D + c[None, :], mask=there & (c < D)[None, :], other=0.0
+        )
+        rows = rows + (of_block,)  # noqa: RUF005
+    return rows
+
+
+@triton.jit
+def _places(
+    entry,
+    COLUMNS: tl.constexpr,
+    PAST: tl.constexpr,
+    NUM: tl.constexpr,
+    START: tl.constexpr,
+    IS_BASE: tl.constexpr,
+    BASE_PAST: tl.constexpr,
+    BASE_NUM: tl.constexpr,
+    BASE_START: tl.constexpr,
+):
+    """What the product with each entry of an axis adds to each column of the terms, (COLUMNS, entries): see `triton_folding`.
+
+    An entry of the base axis has a column. Of the other axes the first past and the first present entry have none: they are
+    subtracted from the others of their part, and added to those of the base axis.
+    """
+    column, e = tl.arange(0, COLUMNS)[:, None], entry[None, :]
+    if IS_BASE:
+        return ((column == START + e) & (e < NUM)).to(tl.float32)
+    no_past: tl.constexpr = 1 if PAST > 0 else 0  # columns that the first past entry leaves out
+    present: tl.constexpr = START + PAST - no_past
+    end: tl.constexpr = present + NUM - PAST - 1
+    base_present: tl.constexpr = BASE_START + BASE_PAST
+    base_end: tl.constexpr = BASE_START + BASE_NUM
+    is_first_present = e == PAST
+    adds = (column >= base_present) & (column < base_end)
+    subtracts = (column >= present) & (column < end)
+    # Of a present entry behind the first, two are left out before it, or one.
+    own = (e > PAST) & (e < NUM) & (column == START + e - 1 - no_past)
+    places = (
+        own.to(tl.float32) + (is_first_present & adds).to(tl.float32) - (is_first_present & subtracts).to(tl.float32)
+    )
+    if PAST > 0:
+        is_first_past = e == 0
+        adds = (column >= BASE_START) & (column < base_present)
+        subtracts = (column >= START) & (column < present)
+        own = (e > 0) & (e < PAST) & (column == START + e - 1)
+        places += (
+            own.to(tl.float32) + (is_first_past & adds).to(tl.float32) - (is_first_past & subtracts).to(tl.float32)
+        )
+    return places
+
+
+@triton.jit
+def _add_terms(
+    terms,  # (queries, columns)
+    qs,  # for each block of dimensions (queries, block)
+    rows,  # of `_table_rows`
+    own,
+    places,  # of `_places`, for the entries of all these tables
+    scale,
+    BLOCK: tl.constexpr,
+    NUM_BLOCKS: tl.constexpr,
+):
+    """Adds products of queries with their `own` one of some tables, over the scale of logits, where they belong."""
+    column = tl.arange(0, rows[0].shape[0])
+    products = tl.zeros((own.shape[0], column.shape[0]), tl.float32)
+    for b in tl.static_range(NUM_BLOCKS):
+        products = tl.dot(qs[b], tl.trans(rows[b]), products)
+    is_own = own[:, None] == (column // BLOCK)[None, :]
+    products = tl.where(is_own, products / scale, 0.0).to(qs[0].dtype)
+    # Laid out by columns: ptxas 12.8 gets the addresses of the other way round wrong.
+    return tl.dot(products, tl.trans(places.to(qs[0].dtype)), terms)
 
 
 @triton.jit
@@ -175,7 +151,7 @@ def attention_kernel(
     past_k_ptr,
     past_v_ptr,
     table_ptr,
-    ones_ptr,
+    ones_ptr,  # (past and present keys, ENTRIES)
     mask_ptr,
     out_ptr,  # (B, N, heads, D)
     q_stride_b,
@@ -203,6 +179,13 @@ def attention_kernel(
     NUM_T: tl.constexpr,  # entries along time, of past and present keys
     NUM_H: tl.constexpr,
     NUM_W: tl.constexpr,
+    PAST_T: tl.constexpr,  # of these, of past keys
+    PAST_H: tl.constexpr,
+    PAST_W: tl.constexpr,
+    START_T: tl.constexpr,  # first columns of the axes, as of `Folding`
+    START_H: tl.constexpr,
+    START_W: tl.constexpr,
+    BASE: tl.constexpr,
     NUM_PAST: tl.constexpr,
     NUM_PRESENT: tl.constexpr,
     HAS_MASK: tl.constexpr,
@@ -210,14 +193,10 @@ def attention_kernel(
     STARTS: tl.constexpr,
     BLOCKS: tl.constexpr,
     NUM_BLOCKS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_E: tl.constexpr,
-    ENTRY_BLOCKS: tl.constexpr,
-    ENTRY_STARTS: tl.constexpr,
-    NUM_AXES: tl.constexpr,
-    NUM_ENTRIES: tl.constexpr,
+    ENTRIES: tl.constexpr,
     BLOCK_W: tl.constexpr,
     TIMES: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -231,52 +210,98 @@ def attention_kernel(
     row = tl.arange(0, rows)
     q_row = q_ptr + stream * q_stride_b + head * q_stride_head + place[:, None] * q_stride_n
     dtype = out_ptr.dtype.element_ty
-    takes = exists & on_grid
 
-    # Of as many tables at a time that their products are 128 columns.
-    at_once_t: tl.constexpr = min(TIMES, max(128 // BLOCK_T, 1))
-    at_once_w: tl.constexpr = min(BLOCK_W, max(128 // BLOCK_E, 1))
-    terms = ()
-    if NUM_T > 0:
-        terms_t = _position_terms(
-            q_row, takes, table_ptr, first_t, row // BLOCK_W, TIMES, at_once_t, T, NUM_T, BLOCK_T, D, BLOCK_D
-        )
-        terms = terms + ((terms_t * LOG2_E).to(dtype),)  # noqa: RUF005
-    if NUM_H > 0:
-        table_h_ptr = table_ptr + T * NUM_T * D
-        terms_h = _position_terms(q_row, takes, table_h_ptr, h, row, 1, 1, H, NUM_H, BLOCK_H, D, BLOCK_D)
-        terms = terms + ((terms_h * LOG2_E).to(dtype),)  # noqa: RUF005
-    if NUM_W > 0:
-        table_w_ptr = table_ptr + (T * NUM_T + H * NUM_H) * D
-        terms_w = _position_terms(
-            q_row, takes, table_w_ptr, first_w, row % BLOCK_W, BLOCK_W, at_once_w, W, NUM_W, BLOCK_E, D, BLOCK_D
-        )
-        terms = terms + ((terms_w * LOG2_E).to(dtype),)  # noqa: RUF005
     qs, sums = (), ()
     for b in tl.static_range(NUM_BLOCKS):
         c = STARTS[b] + tl.arange(0, BLOCKS[b])
         q = tl.load(q_row + c[None, :], mask=exists[:, None] & (c < D)[None, :], other=0.0)
-        qs = qs + ((q.to(tl.float32) * (scale * LOG2_E)).to(dtype),)  # noqa: RUF005
+        qs = qs + (q,)  # noqa: RUF005
         sums = sums + (tl.zeros(q.shape, tl.float32),)  # noqa: RUF005
+    # Of as many tables at a time that their products are 128 columns. All are asked for before any is used.
+    at_once_t: tl.constexpr = min(TIMES, max(128 // BLOCK_T, 1))
+    at_once_w: tl.constexpr = min(BLOCK_W, max(128 // BLOCK_E, 1))
+    table_h_ptr = table_ptr + T * NUM_T * D
+    table_w_ptr = table_h_ptr + H * NUM_H * D
+    own_t, own_w = row // BLOCK_W, row % BLOCK_W
+    if NUM_T > 0:
+        rows_t = _table_rows(table_ptr, first_t, at_once_t, T, NUM_T, BLOCK_T, D, STARTS, BLOCKS, NUM_BLOCKS)
+    if NUM_H > 0:
+        rows_h = _table_rows(table_h_ptr, h, 1, H, NUM_H, BLOCK_H, D, STARTS, BLOCKS, NUM_BLOCKS)
+    if NUM_W > 0:
+        rows_w = _table_rows(table_w_ptr, first_w, at_once_w, W, NUM_W, BLOCK_E, D, STARTS, BLOCKS, NUM_BLOCKS)
+    base_past: tl.constexpr = PAST_T if BASE == 0 else PAST_H if BASE == 1 else PAST_W
+    base_num: tl.constexpr = NUM_T if BASE == 0 else NUM_H if BASE == 1 else NUM_W
+    base_start: tl.constexpr = START_T if BASE == 0 else START_H if BASE == 1 else START_W
+    terms = tl.zeros((rows, ENTRIES), tl.float32)
+    if NUM_T > 0:
+        entry_t = tl.arange(0, at_once_t * BLOCK_T) % BLOCK_T
+        places = _places(entry_t, ENTRIES, PAST_T, NUM_T, START_T, BASE == 0, base_past, base_num, base_start)
+        terms = _add_terms(terms, qs, rows_t, own_t, places, scale, BLOCK_T, NUM_BLOCKS)
+        for part in tl.static_range(at_once_t, TIMES, at_once_t):
+            rows_t = _table_rows(table_ptr, first_t + part, at_once_t, T, NUM_T, BLOCK_T, D, STARTS, BLOCKS, NUM_BLOCKS)
+            terms = _add_terms(terms, qs, rows_t, own_t - part, places, scale, BLOCK_T, NUM_BLOCKS)
+    if NUM_H > 0:
+        entry_h = tl.arange(0, BLOCK_H)
+        places = _places(entry_h, ENTRIES, PAST_H, NUM_H, START_H, BASE == 1, base_past, base_num, base_start)
+        terms = _add_terms(terms, qs, rows_h, row * 0, places, scale, BLOCK_H, NUM_BLOCKS)
+    if NUM_W > 0:
+        entry_w = tl.arange(0, at_once_w * BLOCK_E) % BLOCK_E
+        places = _places(entry_w, ENTRIES, PAST_W, NUM_W, START_W, BASE == 2, base_past, base_num, base_start)
+        terms = _add_terms(terms, qs, rows_w, own_w, places, scale, BLOCK_E, NUM_BLOCKS)
+        for part in tl.static_range(at_once_w, BLOCK_W, at_once_w):
+            rows_w = _table_rows(
+                table_w_ptr, first_w + part, at_once_w, W, NUM_W, BLOCK_E, D, STARTS, BLOCKS, NUM_BLOCKS
+            )
+            terms = _add_terms(terms, qs, rows_w, own_w - part, places, scale, BLOCK_E, NUM_BLOCKS)
+    terms = tl.where(on_grid[:, None], terms, 0.0).to(dtype)  # the class token takes no positions
 
     largest = tl.full((rows,), MASKED, tl.float32)
     total = tl.zeros((rows,), tl.float32)
     mask_ptr += stream * mask_stride_b
-    if NUM_PAST > 0:
-        largest, total, sums = _attend(
-            qs, terms, largest, total, sums,
-            past_k_ptr + stream * past_k_stride_b + head * past_k_stride_head,
-            past_v_ptr + stream * past_v_stride_b + head * past_v_stride_head,
-            ones_ptr, mask_ptr, past_k_stride_n, past_v_stride_n, NUM_PAST, HAS_MASK,
-            D, STARTS, BLOCKS, NUM_BLOCKS, ENTRY_BLOCKS, ENTRY_STARTS, NUM_AXES, NUM_ENTRIES, BLOCK_N,
-        )  # fmt: skip
-    largest, total, sums = _attend(
-        qs, terms, largest, total, sums,
-        k_ptr + stream * k_stride_b + head * k_stride_head,
-        v_ptr + stream * v_stride_b + head * v_stride_head,
-        ones_ptr + NUM_PAST * NUM_ENTRIES, mask_ptr + NUM_PAST, k_stride_n, v_stride_n, NUM_PRESENT, HAS_MASK,
-        D, STARTS, BLOCKS, NUM_BLOCKS, ENTRY_BLOCKS, ENTRY_STARTS, NUM_AXES, NUM_ENTRIES, BLOCK_N,
-    )  # fmt: skip
+    k_ptr += stream * k_stride_b + head * k_stride_head
+    v_ptr += stream * v_stride_b + head * v_stride_head
+    past_k_ptr += stream * past_k_stride_b + head * past_k_stride_head
+    past_v_ptr += stream * past_v_stride_b + head * past_v_stride_head
+    num_keys: tl.constexpr = NUM_PAST + NUM_PRESENT
+    num_blocks: tl.constexpr = (num_keys + BLOCK_N - 1) // BLOCK_N
+    entry = tl.arange(0, ENTRIES)
+    in_block = tl.arange(0, BLOCK_N)
+    if HAS_MASK:
+        next_mask = tl.load(mask_ptr + in_block, mask=in_block < num_keys, other=0)
+    for block in range(num_blocks):
+        key = block * BLOCK_N + in_block
+        there = key < num_keys
+        # Past and present keys in one loop, past ones first: each key's place is chosen for itself.
+        k_row, v_row = k_ptr + (key - NUM_PAST) * k_stride_n, v_ptr + (key - NUM_PAST) * v_stride_n
+        if NUM_PAST > 0:
+            k_row = tl.where(key < NUM_PAST, past_k_ptr + key * past_k_stride_n, k_row)
+            v_row = tl.where(key < NUM_PAST, past_v_ptr + key * past_v_stride_n, v_row)
+        takes_part = there
+        if HAS_MASK:
+            takes_part = next_mask != 0
+            # Asked for one block ahead; the compiler does so for what matrix products take alone.
+            next_mask = tl.load(mask_ptr + key + BLOCK_N, mask=key + BLOCK_N < num_keys, other=0)
+        logits = tl.zeros((rows, BLOCK_N), tl.float32)
+        for b in tl.static_range(NUM_BLOCKS):
+            c = STARTS[b] + tl.arange(0, BLOCKS[b])
+            k = tl.load(k_row[:, None] + c[None, :], mask=there[:, None] & (c < D)[None, :], other=0.0)
+            logits = tl.dot(qs[b], tl.trans(k), logits)
+        if NUM_T + NUM_H + NUM_W > 0:
+            ones = tl.load(ones_ptr + key[:, None] * ENTRIES + entry[None, :], mask=there[:, None], other=0.0)
+            logits = tl.dot(terms, tl.trans(ones), logits)
+        logits = tl.where(takes_part[None, :], logits * (scale * LOG2_E), MASKED)
+        larger = tl.maximum(largest, tl.max(logits, axis=1))
+        weights = tl.exp2(logits - larger[:, None])
+        shrinks = tl.exp2(largest - larger)
+        total = total * shrinks + tl.sum(weights, axis=1)
+        largest = larger
+        weights = weights.to(dtype)
+        added = ()
+        for b in tl.static_range(NUM_BLOCKS):
+            c = STARTS[b] + tl.arange(0, BLOCKS[b])
+            v = tl.load(v_row[:, None] + c[None, :], mask=there[:, None] & (c < D)[None, :], other=0.0)
+            added = added + (tl.dot(weights, v, sums[b] * shrinks[:, None]),)  # noqa: RUF005
+        sums = added
 
     out_row = out_ptr + ((stream * num_queries + place) * num_heads + head)[:, None] * D
     for b in tl.static_range(NUM_BLOCKS):

@@ -54,6 +54,17 @@ def triton_add_layer_norm(x: Tensor, added: Tensor, norm: nn.LayerNorm) -> tuple
     return total, out
 
 
+def triton_add_layer_norm_before(x: Tensor, added: Tensor, norm: nn.LayerNorm, later: Tensor) -> tuple[Tensor, Tensor]:
+    """x + added + later, and the LayerNorm of x + added, where no gradients are wanted.
+
+    Args:
+        later: (C,), for instance the bias of a layer whose products are then added to the sum.
+    """
+    dtype = _sum_dtype_in_autocast(x, added)
+    total, out = _norm(x, added, later, norm.weight, norm.bias, norm.eps, dtype)
+    return total, out
+
+
 def _needs_grad(x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor) -> bool:
     if not torch.is_grad_enabled():
         return False
@@ -63,7 +74,7 @@ def _needs_grad(x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor) -
 def _forward(x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The sum, which is x where nothing is added, and its LayerNorm."""
     dtype = compute_dtype(x) if added is None else _sum_dtype_in_autocast(x, added)
-    total, out = _norm(x, added, weight, bias, eps, dtype)
+    total, out = _norm(x, added, None, weight, bias, eps, dtype)
     return x if added is None else total, out
 
 
@@ -72,16 +83,28 @@ def _sum_dtype_in_autocast(x: Tensor, added: Tensor) -> torch.dtype:
 
 
 def _run(
-    x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+    x: Tensor,
+    added: Tensor | None,
+    later: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    total, out = _fake(x, added, weight, bias, eps, dtype)
+    total, out = _fake(x, added, later, weight, bias, eps, dtype)
     with torch.cuda.device_of(x):
-        _kernels().forward(x, added, None if added is None else total, weight, bias, eps, out)
+        _kernels().forward(x, added, None if added is None else total, later, weight, bias, eps, out)
     return total, out
 
 
 def _fake(
-    x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+    x: Tensor,
+    added: Tensor | None,
+    later: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     total = x.new_empty(0) if added is None else _empty(x, torch.promote_types(x.dtype, added.dtype))
     return total, _empty(x, dtype)
@@ -133,7 +156,8 @@ def _fake_backward(
 
 
 _norm = register(
-    "gpu_layer_norm(Tensor x, Tensor? added, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> (Tensor, Tensor)",
+    "gpu_layer_norm(Tensor x, Tensor? added, Tensor? later, Tensor weight, Tensor bias, float eps, ScalarType dtype) "
+    "-> (Tensor, Tensor)",
     _run,
     _fake,
     ON_GPUS,

@@ -54,6 +54,7 @@ def _norm_kernel(
     x_ptr,
     added_ptr,  # None: nothing is added
     total_ptr,  # contiguous, as `out_ptr`
+    later_ptr,  # (C,), is added to what is kept of the total, but not to what is normed; None: nothing is
     weight_ptr,
     bias_ptr,
     out_ptr,
@@ -75,8 +76,11 @@ def _norm_kernel(
     if added_ptr is not None:
         added = tl.load(added_ptr + row[:, None] * added_stride + c[None, :], mask=mask, other=0.0)
         rounded = (total + added.to(tl.float32)).to(total_ptr.dtype.element_ty)
-        tl.store(total_ptr + offset, rounded, mask=mask)
         total = rounded.to(tl.float32)
+        if later_ptr is not None:
+            later = tl.load(later_ptr + c, mask=in_row, other=0.0).to(tl.float32)
+            rounded = (total + later[None, :]).to(total_ptr.dtype.element_ty)
+        tl.store(total_ptr + offset, rounded, mask=mask)
     normed, _ = standardize(total, eps, C)
     weight = tl.load(weight_ptr + c, mask=in_row, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + c, mask=in_row, other=0.0).to(tl.float32)
@@ -136,9 +140,20 @@ def _norm_backward_kernel(
 
 
 def forward(
-    x: Tensor, added: Tensor | None, total: Tensor | None, weight: Tensor, bias: Tensor, eps: float, out: Tensor
+    x: Tensor,
+    added: Tensor | None,
+    total: Tensor | None,
+    later: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    out: Tensor,
 ) -> None:
-    """Writes x + added to `total`, where something is added, and the LayerNorm of that to `out`; (..., C), both contiguous."""
+    """Writes x + added to `total`, where something is added, and the LayerNorm of that to `out`; (..., C), both contiguous.
+
+    Args:
+        later: (C,), is added to `total` as well, but not normed.
+    """
     channels = x.shape[-1]
     num_rows = x.numel() // channels
     x, x_stride = _as_rows(x)
@@ -150,6 +165,7 @@ def forward(
         x,
         added,
         total,
+        later,
         weight,
         bias,
         out,

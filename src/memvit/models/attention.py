@@ -6,7 +6,8 @@ Parameters carry the names of the authors' checkpoints, so that theirs load with
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +16,15 @@ from torch import Tensor, nn
 from memvit.kernels.attention import AttentionTerm, RelativePositions, attention, masked_logit
 from memvit.kernels.backend import use_reference
 from memvit.kernels.branches import has_branches, run_branches
-from memvit.kernels.frozen import frozen, stamp_of
+from memvit.kernels.frozen import Stamp, frozen, stamp_of
 from memvit.kernels.linear import Linear
+from memvit.kernels.norm import layer_norm
 from memvit.kernels.pooling import Front, Pooling, pool_norm
 from memvit.models.config import MViTConfig, Size3
-from memvit.models.layer_memory import Compress, LayerMemory, SlotMasks
+from memvit.models.layer_memory import Compress, LayerMemory, Projected, SlotMasks
 from memvit.models.plan import BlockPlan, conv_output_size
 from memvit.models.positions import KeyGrid, PositionTables, relative_positions, resize_table
+from memvit.models.slots import append_in_room
 
 LAYER_NORM_EPS = 1e-6
 
@@ -36,6 +39,21 @@ def make_pooling(mode: str, channels: int, kernel: Size3, stride: Size3, bias: b
     if mode == "max":
         return nn.MaxPool3d(kernel, stride, padding)
     return nn.Conv3d(channels, channels, kernel, stride, padding, groups=channels, bias=bias)
+
+
+class Past(NamedTuple):
+    """What one layer looks back at in one step.
+
+    Attributes:
+        k, v: (B, slots, N', attention_dim), compressed and projected, oldest first; every `gap`-th is attended.
+        newest: keys and values of the newest of these clips, (B, N', dim), compressed.
+        projected: those of k and v that are remembered.
+    """
+
+    k: Tensor
+    v: Tensor
+    newest: tuple[Tensor, Tensor]
+    projected: Projected
 
 
 class PoolingAttention(nn.Module):
@@ -108,6 +126,7 @@ class PoolingAttention(nn.Module):
         memory: LayerMemory | None = None,
         slots: SlotMasks | None = None,
         *,
+        past: Callable[[], Past] | None = None,
         only_class: bool = False,
     ) -> tuple[Tensor, Size3, LayerMemory | None]:
         """Attends.
@@ -117,6 +136,7 @@ class PoolingAttention(nn.Module):
             grid: (time, height, width) of the tokens.
             memory: what this layer remembers; None where it has no memory.
             slots: which slots of it count; needed with memory.
+            past: waits for `look_back`, where that was begun ahead.
             only_class: only the class token attends.
 
         Returns:
@@ -125,7 +145,7 @@ class PoolingAttention(nn.Module):
         q_grid, k_grid = self.output_grid(grid), self.key_grid(grid)
         past_k = past_v = remembered = None
         if memory is not None and self.keeps_projections():
-            q, k, v, past_k, past_v, remembered = self._look_back(x, grid, memory, only_class)
+            q, k, v, past_k, past_v, remembered = self._attend_to_memory(x, grid, memory, past, only_class)
         elif memory is None and self.config.pool_first:
             _, (q, k, v) = self._pool_and_project(x, grid, only_class=only_class)
         else:
@@ -136,10 +156,10 @@ class PoolingAttention(nn.Module):
                 q, k, v = (self._pool(name, t, grid) for name, t in zip("qkv", qkv, strict=True))
             if memory is not None:
                 assert slots is not None
-                past = memory.attend(self.config.memory, slots.valid, *self._compressions(k_grid))
-                remembered = memory.append(k, v, past)
-                k = torch.cat([past.k.flatten(1, 2).to(k.dtype), k], dim=1)  # (B, past keys + present keys, C)
-                v = torch.cat([past.v.flatten(1, 2).to(v.dtype), v], dim=1)
+                attended = memory.attend(self.config.memory, slots.valid, *self._compressions(k_grid))
+                remembered = memory.append(k, v, attended)
+                k = torch.cat([attended.k.flatten(1, 2).to(k.dtype), k], dim=1)  # (B, past keys + present keys, C)
+                v = torch.cat([attended.v.flatten(1, 2).to(v.dtype), v], dim=1)
             q = q[:, :1] if only_class else q
             if self.config.pool_first:
                 q, k, v = self.q(q), self.k(k), self.v(v)
@@ -173,33 +193,69 @@ class PoolingAttention(nn.Module):
         """Whether what is remembered is kept compressed and projected: the weights stay as they are."""
         return not torch.is_grad_enabled() and self.config.memory.boundary == "mask" and not use_reference()
 
-    def _look_back(
-        self, x: Tensor, grid: Size3, memory: LayerMemory, only_class: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, LayerMemory]:
-        """Queries, keys and values, projected, and what the layer remembers after this clip.
+    def look_back(self, memory: LayerMemory, grid: Size3, slots: SlotMasks) -> Past:
+        """What the layer looks back at, which takes nothing of the present clip, and can be worked out ahead.
 
-        Every past clip is compressed and projected once in its life. The newest one that is attended is compressed into the
-        rows in front of this clip's keys and values, and projected with them: nothing is joined, and weights are read once.
+        Every past clip is compressed and projected once in its life, the newest one here.
 
-        Returns:
-            Queries; keys and values of this clip and that past one; those of the clips before it, oldest first (None: there
-            are none); the memory.
+        Args:
+            memory: what this layer remembers.
+            grid: of the tokens of a clip.
+            slots: which slots count; is made to hold the mask of the layer's keys.
         """
-        config = self.config.memory
+        self._key_mask(grid, slots, memory.waiting_k.device)
+        older, stamp = self._older(memory, grid)
+        newest = zip(self._compressions(self.key_grid(grid)), memory.newest_attended(self.config.memory), strict=True)
+        first_k, first_v = (compress(t) for compress, t in newest)
+        k, v = (
+            torch.cat([slots, project(first)[:, None].to(slots.dtype)], dim=1)
+            for slots, project, first in ((older.k, self.k, first_k), (older.v, self.v, first_v))
+        )
+        return Past(k, v, (first_k, first_v), Projected(k[:, 1:], v[:, 1:], stamp))
+
+    def _older(self, memory: LayerMemory, grid: Size3) -> tuple[Projected, Stamp | None]:
+        """The clips before the newest attended one, projected, and the stamp of the weights that compress and project."""
         modules: list[Any] = [self.k, self.v]
         if self.compresses:
             modules += [self.compress_k, self.norm_compress_k, self.compress_v, self.norm_compress_v]
         stamp = stamp_of([p for module in modules for p in (module.weight, module.bias) if p is not None])
-        older = memory.older_projected(config, self._compressions(self.key_grid(grid)), (self.k, self.v), stamp)
+        compressions = self._compressions(self.key_grid(grid))
+        return memory.older_projected(self.config.memory, compressions, (self.k, self.v), stamp), stamp
 
-        behind = memory.newest_attended(config)
-        (k, v), (q, *projected) = self._pool_and_project(x, grid, behind, only_class)
-        num_first = k.shape[1] - int(self.config.class_token) - math.prod(self.key_grid(grid))
-        remembered = memory.append_projected(config, (k, v), (projected[0], projected[1]), num_first, older, stamp)
-        past_k = past_v = None
-        if config.length > 1:
-            past_k, past_v = (t[:, :: config.gap].flatten(1, 2).to(projected[0].dtype) for t in (older.k, older.v))
-        return q, projected[0], projected[1], past_k, past_v, remembered
+    def _attend_to_memory(
+        self, x: Tensor, grid: Size3, memory: LayerMemory, past: Callable[[], Past] | None, only_class: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, LayerMemory]:
+        """Queries, keys and values, projected, and what the layer remembers after this clip.
+
+        Where the past was not worked out ahead, the newest clip that is attended is compressed into the rows in front of this
+        clip's keys and values, and projected with them: nothing is joined, and weights are read once.
+
+        Returns:
+            Queries; keys and values of this clip, and of that past one in front; those of the clips before it, oldest first
+            (None: there are none); the memory.
+        """
+        config = self.config.memory
+        if past is not None:
+            present, (q, k, v) = self._pool_and_project(x, grid, only_class=only_class)
+            seen = past()
+            remembered = memory.append_projected(config, present, seen.newest, seen.projected)
+            past_k, past_v = (t[:, :: config.gap].flatten(1, 2).to(k.dtype) for t in (seen.k, seen.v))
+            return q, k, v, past_k, past_v, remembered
+
+        older, stamp = self._older(memory, grid)
+        both, (q, k, v) = self._pool_and_project(x, grid, memory.newest_attended(config), only_class)
+        num_first = both[0].shape[1] - int(self.config.class_token) - math.prod(self.key_grid(grid))
+        new_k, new_v = (append_in_room(slots, t[:, None, :num_first]) for slots, t in ((older.k, k), (older.v, v)))
+        remembered = memory.append_projected(
+            config,
+            (both[0][:, num_first:], both[1][:, num_first:]),
+            (both[0][:, :num_first], both[1][:, :num_first]),
+            Projected(new_k, new_v, stamp),
+        )
+        if config.length == 1:
+            return q, k, v, None, None, remembered
+        past_k, past_v = (t[:, :: config.gap].flatten(1, 2).to(k.dtype) for t in (older.k, older.v))
+        return q, k, v, past_k, past_v, remembered
 
     def _pool_and_project(
         self, x: Tensor, grid: Size3, behind: tuple[Tensor, Tensor] | None = None, only_class: bool = False
@@ -207,9 +263,12 @@ class PoolingAttention(nn.Module):
         """Keys and values as they are remembered, and queries, those of the class token alone if wanted, keys and values
         projected.
         """
-        if only_class or not has_branches(x):
+        if only_class:
+            k, v = self._pool_together("kv", x, grid, behind)
+            return (k, v), (self.q(self._class_query(x)), self.k(k), self.v(v))
+        if not has_branches(x):
             q, k, v = self._pool_together("qkv", x, grid, behind)
-            return (k, v), (self.q(q[:, :1] if only_class else q), self.k(k), self.v(v))
+            return (k, v), (self.q(q), self.k(k), self.v(v))
 
         def queries() -> list[Tensor]:
             return [self.q(*self._pool_together("q", x, grid))]
@@ -220,6 +279,13 @@ class PoolingAttention(nn.Module):
 
         (k, v, projected_k, projected_v), (q,) = run_branches(x, [keys_values, queries])
         return (k, v), (q, projected_k, projected_v)
+
+    def _class_query(self, x: Tensor) -> Tensor:
+        """What pooling makes of the class token for a query: it is normed, but not pooled."""
+        norm: Any = self.norm_q
+        if norm is None:
+            return x[:, :1]
+        return layer_norm(x[:, :1].unflatten(-1, (-1, norm.weight.shape[0])), norm).flatten(-2)
 
     def output_grid(self, grid: Size3) -> Size3:
         """The grid of the pooled queries, that is, of the block's output."""

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memvit.kernels.branches import has_branches
 from memvit.kernels.frozen import Stamp
 from memvit.models.config import MemoryConfig
 from memvit.models.slots import append_in_room, append_slot
@@ -157,34 +156,28 @@ class LayerMemory:
     def append_projected(
         self,
         config: MemoryConfig,
-        keys_values: tuple[Tensor, Tensor],
-        projected: tuple[Tensor, Tensor],
-        num_first: int,
-        older: Projected,
-        stamp: Stamp | None,
+        present: tuple[Tensor, Tensor],
+        newest: tuple[Tensor, Tensor],
+        projected: Projected,
     ) -> LayerMemory:
         """The memory after this clip, what was projected in this step included.
 
         Args:
-            keys_values: (B, num_first + N, dim): `newest_attended`, compressed, and this clip's.
-            projected: the same, projected, (B, num_first + N, attention_dim).
-            older: what `older_projected` gave.
+            present: this clip's keys and values, (B, N, dim).
+            newest: `newest_attended`, compressed.
+            projected: slots of clips that will be older than the newest one, `newest` among them.
         """
-        (first_k, k), (first_v, v) = ((t[:, :num_first], t[:, num_first:]) for t in keys_values)
-        kept_k, kept_v = self.compressed_k, self.compressed_v
+        kept = [self.compressed_k, self.compressed_v]
         if config.compression == "pipelined":
             # A single one may be a view: what it is a part of is remembered anyway.
-            append = append_slot if kept_k.shape[1] == 1 else _push
-            kept_k, kept_v = append(kept_k, first_k[:, None]), append(kept_v, first_v[:, None])
-        new_k, new_v = (
-            _push(slots, t[:, None, :num_first]) for slots, t in zip((older.k, older.v), projected, strict=True)
-        )
+            appends = (append_slot if slots.shape[1] == 1 else append_in_room for slots in kept)
+            kept = [append(slots, t[:, None]) for append, slots, t in zip(appends, kept, newest, strict=True)]
         return LayerMemory(
-            append_slot(self.waiting_k, k[:, None]),
-            append_slot(self.waiting_v, v[:, None]),
-            kept_k,
-            kept_v,
-            Projected(new_k, new_v, stamp),
+            append_slot(self.waiting_k, present[0][:, None]),
+            append_slot(self.waiting_v, present[1][:, None]),
+            kept[0],
+            kept[1],
+            projected,
         )
 
     def append(self, k: Tensor, v: Tensor, attended: Attended) -> LayerMemory:
@@ -266,11 +259,6 @@ def empty_layer(
         slots = like.new_zeros(batch_size, config.num_slots - config.gap, num_compressed_tokens, projected_dim)
         projected = Projected(slots, slots.clone(), None)
     return LayerMemory(waiting, waiting.clone(), compressed, compressed.clone(), projected)
-
-
-def _push(slots: Tensor, new: Tensor) -> Tensor:
-    """`append_in_room`, or a view of `new` where a step is recorded as a CUDA graph, and copied behind its back anyway."""
-    return append_slot(slots, new) if has_branches(new) else append_in_room(slots, new)
 
 
 def _per_clip(compress: Compress, entries: Tensor) -> Tensor:

@@ -2,143 +2,51 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from memvit.kernels import cpu
 from memvit.kernels.backend import compute_dtype, use_reference
+from memvit.kernels.branches import Begin, ahead, hand_over, has_branches, run_branches
 from memvit.kernels.frozen import thaw
-from memvit.kernels.linear import MLP, Linear
-from memvit.kernels.max_pooling import max_pool
-from memvit.kernels.norm import add_layer_norm, layer_norm
-from memvit.kernels.patches import patch_embed
-from memvit.kernels.residual_mlp import residual_mlp
+from memvit.kernels.norm import layer_norm
 from memvit.kernels.status import status
-from memvit.models.attention import LAYER_NORM_EPS, PoolingAttention
-from memvit.models.checkpointing import Recompute, parse_recompute, recomputed, run_block
+from memvit.models.attention import LAYER_NORM_EPS, Past
+from memvit.models.blocks import Block, BoxBlock, PatchEmbed
+from memvit.models.checkpointing import Recompute, parse_recompute, run_block
 from memvit.models.config import MViTConfig, Size3
-from memvit.models.heads import BoxAttention, ClassHead, Logits, pad_boxes, pool_boxes, pool_clip, pool_frames
+from memvit.models.heads import ClassHead, Logits, pad_boxes, pool_boxes, pool_clip, pool_frames
 from memvit.models.hub import HubModel
 from memvit.models.layer_memory import LayerMemory, SlotMasks, empty_layer
 from memvit.models.memory import Memory
-from memvit.models.plan import BlockPlan, plan_blocks
+from memvit.models.plan import plan_blocks
 from memvit.models.positions import AbsolutePositions
 
 logger = logging.getLogger(__name__)
 
 
-class PatchEmbed(nn.Module):
-    """Cuts a clip into overlapping patches, one token each."""
+class _Trunk(NamedTuple):
+    """What the trunk makes of a clip.
 
-    def __init__(self, config: MViTConfig) -> None:
-        super().__init__()
-        self.padding = config.patch_padding
-        self.proj = nn.Conv3d(
-            config.in_channels, config.embed_dim, config.patch_kernel, config.patch_stride, config.patch_padding
-        )
+    Attributes:
+        tokens: normed, (B, N, dim).
+        grid: theirs.
+        memory, slots: before the clip.
+        after: the memory after the clip, but for box layers.
+    """
 
-    def forward(self, clips: Tensor, front: Tensor | None = None) -> Tensor:
-        """(B, channels, frames, height, width) -> (B, n + N, embed_dim): `front`, (1, n, embed_dim), and tokens, time first."""
-        return patch_embed(clips, self.proj, front)
-
-    def grid(self, size: Size3) -> Size3:
-        """The token grid of a clip of (frames, height, width)."""
-        conv = self.proj
-        t, h, w = (
-            (n + 2 * p - k) // s + 1
-            for n, p, k, s in zip(size, self.padding, conv.kernel_size, conv.stride, strict=True)
-        )
-        return t, h, w
-
-
-class Block(nn.Module):
-    """One multiscale transformer block."""
-
-    def __init__(self, plan: BlockPlan, config: MViTConfig) -> None:
-        super().__init__()
-        self.plan = plan
-        self.has_class_token = config.class_token
-        self.widen_in_attention = config.widen_in_attention
-        self.norm1 = nn.LayerNorm(plan.dim, LAYER_NORM_EPS)
-        self.attn = PoolingAttention(plan, config)
-        self.norm2 = nn.LayerNorm(plan.attention_dim, LAYER_NORM_EPS)
-        self.mlp = MLP(plan.attention_dim, int(plan.attention_dim * config.mlp_ratio), plan.out_dim, config.dropout)
-        self.drop_path = StochasticDepth(plan.drop_path, "row")
-        if plan.dim != plan.out_dim:
-            self.proj = Linear(plan.dim, plan.out_dim)
-
-    def forward(
-        self,
-        x: Tensor,
-        grid: Size3,
-        memory: LayerMemory | None,
-        slots: SlotMasks,
-        *,
-        recompute_mlp: bool = False,
-        only_class: bool = False,
-    ) -> tuple[Tensor, Size3, LayerMemory | None]:
-        """(B, N, dim) tokens -> (B, N', out_dim), their grid, and the layer's memory after this clip.
-
-        Args:
-            recompute_mlp: compute what is inside the MLP again in the backward pass.
-            only_class: of the tokens, only the class token is wanted: N' is 1. What is remembered is the same.
-        """
-        n = layer_norm(x, self.norm1)
-        attended, out_grid, remembered = self.attn(n, grid, memory, slots, only_class=only_class)
-        if only_class:
-            x, n = x[:, :1], n[:, :1]
-        shortcut = self.proj(n) if self.plan.dim != self.plan.attention_dim else x
-        if not only_class:
-            shortcut = self._pool_shortcut(shortcut, grid)
-        if self.plan.attention_dim == self.plan.out_dim and not self.training and not torch.is_grad_enabled():
-            return residual_mlp(shortcut, attended, self.norm2, self.mlp), out_grid, remembered
-        x, n = add_layer_norm(shortcut, self.drop_path(attended), self.norm2)
-        shortcut = self.proj(n) if self.plan.attention_dim != self.plan.out_dim else x
-        out = recomputed(self.mlp, n) if recompute_mlp else self.mlp(n)
-        if torch.is_grad_enabled():
-            return shortcut + self.drop_path(out), out_grid, remembered
-        return shortcut.add_(self.drop_path(out)), out_grid, remembered  # made above: nobody else has it
-
-    def _pool_shortcut(self, x: Tensor, grid: Size3) -> Tensor:
-        stride = self.plan.q_stride
-        if stride is None or stride == (1, 1, 1):
-            return x
-        t, h, w = (s + 1 if s > 1 else s for s in stride)
-        return max_pool(x, grid, (t, h, w), stride, num_class=int(self.has_class_token))
-
-
-class BoxBlock(nn.Module):
-    """A transformer block among the boxes of a clip and of past clips."""
-
-    def __init__(self, dim: int, num_heads: int, config: MViTConfig) -> None:
-        super().__init__()
-        head = config.head
-        self.norm1 = nn.LayerNorm(dim, LAYER_NORM_EPS)
-        self.attn = BoxAttention(
-            dim, num_heads, config.memory, head, config.qkv_bias, add_query=config.residual_pooling != "none"
-        )
-        self.norm2 = nn.LayerNorm(dim, LAYER_NORM_EPS)
-        self.mlp = MLP(dim, int(dim * config.mlp_ratio), dim, head.box_dropout)
-        self.drop_path = StochasticDepth(head.box_drop_path, "row")
-
-    def forward(
-        self,
-        x: Tensor,
-        present: Tensor,
-        memory: LayerMemory | None,
-        slots: SlotMasks | None,
-        past_present: Tensor | None,
-    ) -> tuple[Tensor, LayerMemory | None]:
-        """(B, L, dim) box tokens -> the same, and the layer's memory after this clip; see `BoxAttention`."""
-        attended, remembered = self.attn(self.norm1(x), present, memory, slots, past_present)
-        x = x + self.drop_path(attended)
-        return x + self.drop_path(self.mlp(self.norm2(x))), remembered
+    tokens: Tensor
+    grid: Size3
+    memory: Memory
+    slots: SlotMasks
+    after: Memory
 
 
 class MeMViT(HubModel):
@@ -202,16 +110,17 @@ class MeMViT(HubModel):
                 else f"this model's task is {self.config.head.task!r}; it takes no boxes"
             )
         only_class = self.config.head.task == "clip" and self._needs_only_class(clips)
-        tokens, grid, layers, memory, slots = self._forward_trunk(clips, memory, only_class=only_class)
+        trunk = self._forward_trunk(clips, memory, only_class=only_class)
+        tokens, grid, memory = trunk.tokens, trunk.grid, trunk.memory
         if boxes is None:
             if self.config.head.task == "frames":
                 features = pool_frames(tokens, grid, self.config.class_token)
             else:
                 features = pool_clip(tokens, self.config.class_token)
-            return self.head(features), memory.advance(layers, (), memory.box_counts.new_zeros(len(memory)))
+            return self.head(features), trunk.after
         _check_boxes(boxes, clips)
-        features, box_layers, box_counts = self._forward_boxes(tokens, grid, boxes, memory, slots)
-        return self.head(features), memory.advance(layers, box_layers, box_counts)
+        features, box_layers, box_counts = self._forward_boxes(tokens, grid, boxes, memory, trunk.slots)
+        return self.head(features), memory.advance(trunk.after.layers, box_layers, box_counts)
 
     @property
     def activation_checkpointing(self) -> Recompute:
@@ -240,9 +149,10 @@ class MeMViT(HubModel):
         Returns:
             (B, N, dim), class token first where there is one, then time, height, width (`token_grid`); and the memory.
         """
-        tokens, _, layers, memory, slots = self._forward_trunk(clips, memory)
-        box_layers = [layer.skip(self.config.memory, slots.valid) for layer in memory.box_layers]
-        return tokens, memory.advance(layers, box_layers, memory.box_counts.new_zeros(len(memory)))
+        trunk = self._forward_trunk(clips, memory)
+        memory = trunk.memory
+        box_layers = [layer.skip(self.config.memory, trunk.slots.valid) for layer in memory.box_layers]
+        return trunk.tokens, dataclasses.replace(trunk.after, box_layers=tuple(box_layers))
 
     def token_grid(self, num_frames: int | None = None, height: int | None = None, width: int | None = None) -> Size3:
         """The grid (time, height, width) of `forward_features`' tokens for a clip of that size."""
@@ -316,21 +226,19 @@ class MeMViT(HubModel):
         return list(self.blocks)  # type: ignore[arg-type]
 
     def _needs_only_class(self, clips: Tensor) -> bool:
-        """Whether the last block may leave out what the class token does not depend on; so far on CPUs with kernels of ours.
+        """Whether the last block may leave out what the class token does not depend on: with kernels of ours.
 
         Not where gradients are wanted: parameters that take no part would get none instead of zeros. Nor where somebody looks
         at the last block, or counts what the paper counts.
         """
-        on_cpu = clips.device.type == "cpu" and cpu.is_available()
-        if not on_cpu or not self.config.class_token or torch.is_grad_enabled() or use_reference():
+        has_kernels = clips.is_cuda or (clips.device.type == "cpu" and cpu.is_available())
+        if not has_kernels or not self.config.class_token or torch.is_grad_enabled() or use_reference():
             return False
         looked_at = [self.norm, *self.blocks[-1].modules()]
         return not any(module._forward_hooks or module._forward_pre_hooks for module in looked_at)
 
-    def _forward_trunk(
-        self, clips: Tensor, memory: Memory | None, *, only_class: bool = False
-    ) -> tuple[Tensor, Size3, dict[int, LayerMemory], Memory, SlotMasks]:
-        """Tokens, their grid, every layer's memory after this clip, the memory before it, and its slot masks.
+    def _forward_trunk(self, clips: Tensor, memory: Memory | None, *, only_class: bool = False) -> _Trunk:
+        """What the trunk makes of a clip.
 
         Args:
             only_class: of the tokens, only the class token is wanted.
@@ -342,26 +250,65 @@ class MeMViT(HubModel):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             thaw(self.parameters())  # an optimiser will change them
 
+        slots = memory.slot_masks(self.config.memory)
+        looking = self._looking_back(memory, slots, grid) if has_branches(clips) else {}
+        layers: dict[int, LayerMemory] = {}
+
+        def run(blocks: list[Block], x: Tensor, grid: Size3, begin: Begin | None = None) -> tuple[Tensor, Size3]:
+            for block in blocks:
+                index, attention_dropout = block.plan.index, block.attn.attention_dropout if self.training else 0.0
+                inputs = x, grid, memory.layers.get(index), slots
+                if begin is not None and index + 1 in looking:
+                    looking[index + 1] = begin(looking[index + 1])  # beside this block
+                if index in looking:
+                    x, grid, remembered = block(*inputs, past=looking[index])
+                elif only_class and block is self.blocks[-1]:
+                    x, grid, remembered = block(*inputs, only_class=True)
+                else:
+                    x, grid, remembered = run_block(block, self._recompute, attention_dropout, *inputs)
+                if remembered is not None:
+                    layers[index] = remembered
+            return x, grid
+
+        blocks = self._trunk()
+        num_looking = max((i + 1 for i, block in enumerate(blocks) if block.plan.has_memory), default=0)
+        if looking:
+            with ahead(clips) as begin:
+                if 0 in looking:
+                    looking[0] = begin(looking[0])
+                x, grid = run(blocks[:num_looking], self._embed(clips, grid), grid, begin)
+        else:
+            x, grid = run(blocks[:num_looking], self._embed(clips, grid), grid)
+
+        def rest() -> tuple[Tensor, Size3]:
+            tokens, tokens_grid = run(blocks[num_looking:], x, grid)
+            return layer_norm(tokens, self.norm) if only_class else self.norm(tokens), tokens_grid
+
+        def remember() -> Memory:
+            after = memory.advance(layers, (), memory.box_counts.new_zeros(len(memory)))
+            hand_over(clips, after)
+            return after
+
+        (tokens, grid), after = run_branches(clips, [rest, remember])
+        return _Trunk(tokens, grid, memory, slots, after)
+
+    def _embed(self, clips: Tensor, grid: Size3) -> Tensor:
+        """The tokens of a clip, class token first."""
         x = self.patch_embed(clips, self.cls_token if self.config.class_token else None)
         if self.config.absolute_positions != "none":
             x = x + self.positions(grid)
         x = self.pos_drop(x)
-        if self.config.norm_stem:
-            x = self.norm_stem(x)
+        return self.norm_stem(x) if self.config.norm_stem else x
 
-        slots = memory.slot_masks(self.config.memory)
-        layers: dict[int, LayerMemory] = {}
+    def _looking_back(self, memory: Memory, slots: SlotMasks, grid: Size3) -> dict[int, Callable[[], Past]]:
+        """What works out what each layer looks back at, for clips with this grid of tokens."""
+        looking: dict[int, Callable[[], Past]] = {}
         for block in self._trunk():
-            inputs = x, grid, memory.layers.get(block.plan.index), slots
-            attention_dropout = block.attn.attention_dropout if self.training else 0.0
-            if only_class and block is self.blocks[-1]:
-                x, grid, remembered = block(*inputs, only_class=True)
-            else:
-                x, grid, remembered = run_block(block, self._recompute, attention_dropout, *inputs)
-            if remembered is not None:
-                layers[block.plan.index] = remembered
-        x = layer_norm(x, self.norm) if only_class else self.norm(x)
-        return x, grid, layers, memory, slots
+            layer = memory.layers.get(block.plan.index)
+            if layer is not None and block.attn.keeps_projections():
+                looking[block.plan.index] = functools.partial(block.attn.look_back, layer, grid, slots)
+            grid = block.attn.output_grid(grid)
+        return looking
 
     def _forward_boxes(
         self, tokens: Tensor, grid: Size3, boxes: Sequence[Tensor], memory: Memory, slots: SlotMasks

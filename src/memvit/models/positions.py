@@ -19,7 +19,7 @@ from torch._guards import detect_fake_mode
 from memvit.kernels import triton_folding
 from memvit.kernels.attention import AxisTable, FoldedPositions, RelativePositions, pack_table
 from memvit.kernels.ops import register
-from memvit.kernels.triton_attention import block_of, key_ones
+from memvit.kernels.triton_attention import key_ones, num_columns
 from memvit.kernels.triton_folding import Folding, key_columns
 from memvit.models.config import Size3
 
@@ -242,8 +242,7 @@ def _make_layout(geometry: _Geometry) -> dict[str, Tensor]:
             found[f"entry {axis}"] = torch.cat(entries)
         folding = Folding(q_grid, num_class, 0, _sizes(keys, axes), has_mask=False)
         found["columns"] = key_columns(folding, axes, [found[f"entry {axis}"] for axis in axes])
-        by_axis = [found.get(f"entry {axis}") for axis in range(3)]
-        found["ones"] = key_ones(by_axis, folding.sizes)
+        found["ones"] = key_ones(found["columns"], folding)
         found["index"] = torch.cat(indices)
     return found
 
@@ -264,8 +263,8 @@ def _fake_layout(name: str, *arguments: Any) -> Tensor:
     if name == "index":
         return torch.empty(num_rows, dtype=torch.long, device=device)
     if name == "ones":
-        width = sum(block_of(sizes[2 * axis] + sizes[2 * axis + 1]) for axis in axes)
-        return torch.empty(num_keys, width, dtype=torch.bool, device=device)
+        folding = Folding(q_grid, num_class, 0, sizes, has_mask=False)
+        return torch.empty(num_keys, num_columns(folding), dtype=torch.bool, device=device)
     size = {"columns": (3, num_keys), "entry": (num_keys,), "row": (num_class + math.prod(q_grid),)}[name.split()[0]]
     return torch.empty(size, dtype=torch.int32, device=device)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memvit.kernels.branches import branching
+from memvit.kernels.branches import branching, handing_over
 from memvit.kernels.frozen import hold_frozen
 from memvit.models.heads import Logits
 from memvit.models.memory import Memory
@@ -61,10 +61,18 @@ class RecordedStep:
         self._after = memory
 
         def run() -> None:
-            logits, self._after = step(self._clips, self._packed.memory)
+            taken: list[Memory] = []
+
+            def take(memory: Memory) -> None:
+                self._packed.copy_from(memory)
+                taken.append(memory)
+
+            with handing_over(take):
+                logits, self._after = step(self._clips, self._packed.memory)
             self._is_tuple = isinstance(logits, tuple)
             self._heads = logits if isinstance(logits, tuple) else (logits,)
-            self._packed.copy_from(self._after)
+            if not any(memory is self._after for memory in taken):
+                self._packed.copy_from(self._after)
 
         with hold_frozen() as self._held:
             self._replay = record(run)
