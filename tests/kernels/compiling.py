@@ -23,11 +23,14 @@ class Compiled(NamedTuple):
 
     Attributes:
         spilled_bytes: of memory that a thread needs as its registers do not suffice.
+        unwritten: instructions that read a uniform register to which nothing was written before. ptxas 12.8, Triton 3.6's, forgot
+            to set some that hold addresses of matrix products: these read beyond shared memory.
     """
 
     name: str
     ptx: str
     spilled_bytes: int
+    unwritten: list[str]
 
 
 class CompilesOnly:
@@ -41,20 +44,43 @@ class CompilesOnly:
 
     def launch(self, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
         files = self.kernel.warmup(*arguments, grid=grid, **options).asm
-        self.compiled.append(Compiled(self.kernel.__name__, files["ptx"], stack_bytes(files["cubin"])))
+        cubin = files["cubin"]
+        self.compiled.append(
+            Compiled(self.kernel.__name__, files["ptx"], stack_bytes(cubin), unwritten(dump(cubin, "-sass")))
+        )
 
 
 def stack_bytes(cubin: bytes) -> int:
     """Of a thread. Our kernels have no arrays of their own: what lies there was spilled."""
+    (stack,) = re.findall(r"STACK:(\d+)", dump(cubin, "-res-usage"))
+    return int(stack)
+
+
+def unwritten(code: str) -> list[str]:
+    """Instructions that read a uniform register before any has written to it, in the order of the code, as cuobjdump has it."""
+    written: set[int] = set()
+    found = []
+    for name, text in re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(\S+)\s*(.*?);", code):
+        operands = text.split(",")
+        target = re.fullmatch(r"\s*UR(\d+)\s*", operands[0])
+        sources = operands[1:] if target else operands
+        if any(int(n) not in written for source in sources for n in re.findall(r"(?<![\w\[])UR(\d+)\b", source)):
+            found.append(f"{name} {text}")
+        if target:
+            first, width = int(target[1]), 4 if ".128" in name else 2 if ".64" in name or ".WIDE" in name else 1
+            written.update(range(first, first + width))
+    return found
+
+
+def dump(cubin: bytes, option: str) -> str:
+    """What NVIDIA's tool, which comes with Triton, says of compiled code."""
     from triton import knobs
 
     with TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(cubin)
-        command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(file)]
-        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    (stack,) = re.findall(r"STACK:(\d+)", usage)
-    return int(stack)
+        command = [knobs.nvidia.cuobjdump.path, option, str(file)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 class NoDriver:
@@ -84,3 +110,4 @@ def compiling(*modules: ModuleType) -> Iterator[list[Compiled]]:
             for name in [name for name in vars(module) if name.endswith("_kernel")]:
                 patch.setattr(module, name, CompilesOnly(getattr(module, name), compiled))
         yield compiled
+    assert not {kernel.name: kernel.unwritten for kernel in compiled if kernel.unwritten}

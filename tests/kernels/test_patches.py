@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -87,6 +88,21 @@ def errors(case: Case) -> tuple[float, float, float]:
         relative_error(inferred, expected_out),
         max(map(relative_error, actual, expected)),
     )
+
+
+def errors_behind_a_token(case: Case) -> tuple[float, bool, bool]:
+    """The largest relative error of tokens, whether the one in front is as it was, and whether anything was joined."""
+    torch.manual_seed(0)
+    clips, conv = case.clips(), case.conv()
+    front = nn.Parameter(torch.randn(1, 1, 8, device=DEVICE))
+    with kernels_run(), case.autocast(), torch.no_grad(), patch.object(torch, "cat", wraps=torch.cat) as cat:
+        out = patch_embed(clips, conv, front)
+    assert out.dtype == case.dtype
+    assert out.is_contiguous()
+    weight, *bias = (p.detach().to(case.dtype).double() for p in conv.parameters())
+    expected = F.conv3d(clips.double(), weight, bias[0] if bias else None, case.stride, case.padding)
+    is_same = torch.equal(out[:, :1], front.to(case.dtype).expand(len(clips), -1, -1))
+    return relative_error(out[:, 1:], expected.flatten(2).transpose(1, 2)), is_same, cat.called
 
 
 def error_of_clips_of_other_strides() -> float:
@@ -225,6 +241,26 @@ def test_tokens_and_gradients_are_those_of_the_convolution(process: ProcessPoolE
 def test_autocast_decides_the_dtype(process: ProcessPoolExecutor, dtype: torch.dtype, clip_dtype: torch.dtype) -> None:
     case = MEMVIT._replace(dtype=dtype, clip_dtype=clip_dtype, num_clips=1)
     assert max(process.submit(errors, case).result()) < torch.finfo(dtype).eps
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("case", "has_room"),
+    [
+        (SMALL, True),
+        (SMALL._replace(bias=False), True),
+        (MEMVIT, True),
+        (Case((2, 4, 4), (2, 2, 2), (2, 2, 2), (0, 0, 0)), False),
+    ],
+)
+def test_tokens_come_behind_another_one(
+    process: ProcessPoolExecutor, case: Case, has_room: bool, dtype: torch.dtype
+) -> None:
+    error, is_same, is_joined = process.submit(errors_behind_a_token, case._replace(dtype=dtype)).result()
+    assert error < max(2e-6, torch.finfo(dtype).eps)
+    assert is_same
+    assert is_joined is not has_room
 
 
 @needs_triton

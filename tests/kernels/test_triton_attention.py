@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from compiling import compiling, ignores_defaults
+from compiling import compiling, ignores_defaults, unwritten
 from torch import Tensor
 
 from interpreted import DEVICE, needs_triton, process_fixture  # noqa: F401
@@ -145,31 +145,50 @@ def test_the_operator_keeps_the_rules_of_pytorch(process: ProcessPoolExecutor) -
 
 @needs_triton
 @ignores_defaults
-@pytest.mark.parametrize(("grid", "key_size", "heads"), [((8, 56, 56), 7, 1), ((8, 14, 14), 7, 4), ((8, 7, 7), 14, 8)])
+@pytest.mark.parametrize(
+    ("grid", "key_size", "heads", "num_clips"),
+    [((8, 56, 56), 7, 1, 2), ((8, 14, 14), 7, 4, 2), ((8, 7, 7), 14, 8, 2), ((8, 7, 7), 7, 8, 0)],
+)
 def test_the_kernel_compiles_for_gpus_that_are_not_here_and_keeps_to_registers(
-    grid: tuple[int, int, int], key_size: int, heads: int
+    grid: tuple[int, int, int], key_size: int, heads: int, num_clips: int
 ) -> None:
     from memvit.kernels import triton_attention_kernel
 
-    past_size = (key_size + 1) // 2
-    sizes = [4, 8, past_size, key_size, past_size, key_size]  # of two past clips, and of this one
-    num_past = 1 + 2 * past_size**2
-    num_present = num_past + 1 + 8 * key_size**2  # one of the past clips lies in front of the present keys
+    past_size = (key_size + 1) // 2 if num_clips else 0
+    sizes = [2 * num_clips, 8, past_size, key_size, past_size, key_size]
+    num_past = num_clips * (1 + 2 * past_size**2)
+    num_present = 1 + 8 * key_size**2
 
     def tokens(num: int) -> Tensor:
         return torch.empty(2, num, heads, 96, dtype=torch.bfloat16).transpose(1, 2)
 
     q = tokens(1 + math.prod(grid))
-    k, v, past_k, past_v = (tokens(num) for num in (num_present, num_present, num_past, num_past))
+    k, v = tokens(num_present), tokens(num_present)
+    past_k, past_v = (tokens(num_past), tokens(num_past)) if num_clips else (None, None)
     num_rows = sum(n * (sizes[2 * axis] + sizes[2 * axis + 1]) for axis, n in enumerate(grid))
     tables = torch.empty(num_rows, 96, dtype=torch.bfloat16)
     num_keys = num_past + num_present
     width = triton_attention.num_columns(Folding(grid, 1, 0, tuple(sizes), has_mask=False))  # type: ignore[arg-type]
-    ones, mask = torch.empty(num_keys, width, dtype=torch.bfloat16), torch.ones(2, num_keys, dtype=torch.bool)
+    ones = torch.empty(num_keys, width, dtype=torch.bfloat16)
+    mask = torch.ones(2, num_keys, dtype=torch.bool) if num_clips else None
     with compiling(triton_attention_kernel) as compiled:
         triton_attention._run(q, k, v, past_k, past_v, tables, ones, mask, grid, 1, sizes, 1)
     (kernel,) = compiled
     assert kernel.spilled_bytes == 0
+
+
+def test_registers_that_nobody_wrote_to_are_seen() -> None:
+    code = """
+        /*0010*/                   S2UR UR4, SR_CTAID.Y ;                                   /* 0x00000000000479c3 */
+        /*0020*/                   ULDC.64 UR8, c[0x0][0x240] ;                             /* 0x0000900000087ab9 */
+        /*0030*/              @!P0 UIADD3 UR9, UP0, UR4, 0x40, URZ ;                        /* 0x00000040041e7890 */
+        /*0040*/                   LEA R30, P1, R40, UR9, 0x6 ;                             /* 0x0000000a281e7211 */
+        /*0050*/                   UIADD3.X UR31, UR10, -0x7fffffe0, URZ, UP0, !UPT ;       /* 0x800000200a1f7890 */
+    """
+    assert unwritten(code) == ["UIADD3.X UR31, UR10, -0x7fffffe0, URZ, UP0, !UPT "]
+    assert not unwritten(
+        code.replace("UR10,", "UR31,").replace("UR4, SR_CTAID", "UR31, SR_CTAID").replace("UR4,", "UR31,")
+    )
 
 
 def test_heads_are_cut_into_powers_of_two() -> None:

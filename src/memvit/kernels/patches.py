@@ -53,6 +53,12 @@ def patch_embed(clips: Tensor, conv: nn.Conv3d, front: Tensor | None = None) -> 
         if front is not None:
             tokens[:, :num_front] = front
         return tokens
+    if front is not None and front.shape[1] == 1 and _can_gather_behind(clips, conv, front):
+        window = list(conv.kernel_size), list(conv.stride), list(conv.padding)
+        weight, bias, dtype = conv.weight, conv.bias, compute_dtype(clips)
+        parameters = [weight, front] if bias is None else [weight, bias, front]
+        filters = frozen(parameters, ("patches behind", dtype), lambda: _pack_behind(weight, bias, front, dtype))
+        return F.linear(_gather(clips, *window, dtype, is_behind=True), filters)
     tokens = _embed(clips, conv)
     return tokens if front is None else torch.cat([front.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
 
@@ -85,6 +91,15 @@ def _can_gather(clips: Tensor, conv: nn.Conv3d) -> bool:
     if use_reference() or not _is_on_gpu(clips) or (torch.is_grad_enabled() and clips.requires_grad):
         return False
     return _is_plain(clips, conv)
+
+
+def _can_gather_behind(clips: Tensor, conv: nn.Conv3d, front: Tensor) -> bool:
+    """Whether our kernel takes these, no gradients are wanted, and rows have room for what comes before and the bias."""
+    if not _can_gather(clips, conv) or type(front) is not nn.Parameter or front.device != clips.device:
+        return False
+    if torch.is_grad_enabled() and any(p.requires_grad for p in (front, *conv.parameters())):
+        return False
+    return row_length(conv.in_channels, conv.kernel_size) >= conv.in_channels * math.prod(conv.kernel_size) + 2
 
 
 def _can_run_on_tiles(clips: Tensor, conv: nn.Conv3d) -> bool:
@@ -123,6 +138,16 @@ def _pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tens
     filters = weight.flatten(1).to(dtype)
     padding = row_length(weight.shape[1], weight.shape[2:]) - filters.shape[1]
     return F.pad(filters, (0, padding)), None if bias is None else bias.to(dtype)
+
+
+def _pack_behind(weight: Tensor, bias: Tensor | None, front: Tensor, dtype: torch.dtype) -> Tensor:
+    """Filters as of `_pack`; behind the pixels of a patch the bias, and what comes before the tokens."""
+    filters, low_bias = _pack(weight, bias, dtype)
+    num_pixels = weight[0].numel()
+    if low_bias is not None:
+        filters[:, num_pixels] = low_bias
+    filters[:, num_pixels + 1] = front[0, 0].to(dtype)
+    return filters
 
 
 class _PatchEmbed(torch.autograd.Function):
@@ -188,15 +213,29 @@ def _fake_tiled(
     return clips.new_empty(clips.shape[0], num_front + num_patches, weight.shape[0], dtype=dtype)
 
 
-def _run_gather(clips: Tensor, kernel: list[int], stride: list[int], padding: list[int], dtype: torch.dtype) -> Tensor:
+def _run_gather(
+    clips: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dtype: torch.dtype,
+    is_behind: bool = False,
+) -> Tensor:
     from memvit.kernels.triton_patches import gather
 
     with torch.cuda.device_of(clips):
-        return gather(clips, kernel, stride, padding, dtype)
+        return gather(clips, kernel, stride, padding, dtype, is_behind=is_behind)
 
 
-def _fake_gather(clips: Tensor, kernel: list[int], stride: list[int], padding: list[int], dtype: torch.dtype) -> Tensor:
-    num_patches = math.prod(patch_grid(clips, kernel, stride, padding))
+def _fake_gather(
+    clips: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dtype: torch.dtype,
+    is_behind: bool = False,
+) -> Tensor:
+    num_patches = int(is_behind) + math.prod(patch_grid(clips, kernel, stride, padding))
     return clips.new_empty(clips.shape[0], num_patches, row_length(clips.shape[1], kernel), dtype=dtype)
 
 
@@ -212,9 +251,9 @@ def _fake_filters_grad(grad: Tensor, clips: Tensor, kernel: list[int], stride: l
     return grad.new_empty(grad.shape[2], row_length(clips.shape[1], kernel))
 
 
-# (B, channels, frames, height, width) -> (B, N, row length)
+# (B, channels, frames, height, width) -> (B, N, row length), or behind another row (B, 1 + N, row length)
 _gather = register(
-    "gather_patches(Tensor clips, int[] kernel, int[] stride, int[] padding, ScalarType dtype) -> Tensor",
+    "gather_patches(Tensor clips, int[] kernel, int[] stride, int[] padding, ScalarType dtype, bool is_behind=False) -> Tensor",
     _run_gather,
     _fake_gather,
     ON_GPUS,

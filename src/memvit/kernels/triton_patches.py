@@ -28,7 +28,7 @@ MAX_WIDTH = 32  # patches that a program writes
 @triton.jit
 def _gather_kernel(
     clips_ptr,
-    rows_ptr,  # (B, N, ROW)
+    rows_ptr,  # (B, IS_BEHIND + N, ROW)
     stride_b,
     stride_c,
     stride_t,
@@ -43,6 +43,7 @@ def _gather_kernel(
     ROW: tl.constexpr,
     BLOCK_K: tl.constexpr,
     TILE_W: tl.constexpr,
+    IS_BEHIND: tl.constexpr,  # rows of patches have a one behind their pixels; before a clip's comes one with only the next one
 ):
     parts: tl.constexpr = (ROW + BLOCK_K - 1) // BLOCK_K
     tiles_w: tl.constexpr = (GRID[2] + TILE_W - 1) // TILE_W
@@ -72,26 +73,43 @@ def _gather_kernel(
     pixels = tl.reshape(pixels.to(rows_ptr.dtype.element_ty), (TILE_W, BLOCK_K))
     k, w = part + tl.arange(0, BLOCK_K), first + tl.arange(0, TILE_W)
     row = line.to(tl.int64) * GRID[2] + w
+    if IS_BEHIND:
+        pixels = tl.where((k == PATCH)[None, :], 1.0, pixels).to(rows_ptr.dtype.element_ty)
+        row += stream + 1
+        # Of all programs of a clip; as a block, for the interpreter cannot join conditions on blocks and on scalars.
+        is_first = k * 0 + t + h + first == 0
+        front = stream * (GRID[0] * GRID[1] * GRID[2] + 1) * ROW + k
+        tl.store(
+            rows_ptr + front, (k == PATCH + 1).to(tl.float32).to(rows_ptr.dtype.element_ty), mask=(k < ROW) & is_first
+        )
     mask = (w < GRID[2])[:, None] & (k < ROW)[None, :]
     tl.store(rows_ptr + row[:, None] * ROW + k[None, :], pixels, mask=mask)
 
 
 def gather(
-    clips: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dtype: torch.dtype
+    clips: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dtype: torch.dtype,
+    *,
+    is_behind: bool = False,
 ) -> Tensor:
     """Patches in the order time, height, width; the numbers of each in the order channel, time, height, width, then zeros.
 
     Args:
         clips: (B, channels, frames, height, width), of any strides.
         dtype: of the rows.
+        is_behind: the first zero of a patch is a one instead, and before each clip's rows comes one whose only one is at the
+            next zero: places for a bias, and for a token before those of the patches.
 
     Returns:
-        (B, N, row length), 0 outside the clip.
+        (B, N, row length), or (B, 1 + N, row length) if behind another row; 0 outside the clip.
     """
     B, channels, *size = clips.shape
     t, h, w = grid = patch_grid(clips, kernel, stride, padding)
     row = row_length(channels, kernel)
-    rows = clips.new_empty(B, t * h * w, row, dtype=dtype)
+    rows = clips.new_empty(B, int(is_behind) + t * h * w, row, dtype=dtype)
     tile_w = min(triton.next_power_of_2(w), MAX_WIDTH)
     num_programs = B * t * h * triton.cdiv(w, tile_w) * triton.cdiv(row, BLOCK_K)
     _gather_kernel[(num_programs,)](
@@ -107,6 +125,7 @@ def gather(
         ROW=row,
         BLOCK_K=BLOCK_K,
         TILE_W=tile_w,
+        IS_BEHIND=is_behind,
         num_warps=max(tile_w * BLOCK_K // 1024, 1),
     )
     return rows
