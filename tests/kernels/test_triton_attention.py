@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ProcessPoolExecutor
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -211,3 +212,21 @@ def test_dropout_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
 @torch.no_grad()
 def test_tensors_on_a_cpu_are_left_to_others() -> None:
     assert not can_attend(torch.randn(1, 1, 5, 8, dtype=torch.bfloat16), (0, 1, 0, 2, 0, 2), 1)
+
+
+@torch.no_grad()
+def test_long_memories_and_gradients_are_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_attention, "is_available", lambda: True)
+    monkeypatch.setattr(triton_attention, "_room", lambda index: 1 << 20)
+    q: Any = SimpleNamespace(
+        is_cuda=True, dtype=torch.bfloat16, shape=(1, 4, 1569, 96), device=SimpleNamespace(index=0)
+    )
+    present = 8, 7, 7
+    for num_clips, takes in ((0, True), (2, True), (16, True), (32, False)):
+        past = (2 * num_clips, 4, 4) if num_clips else (0, 0, 0)
+        sizes = [n for pair in zip(past, present, strict=True) for n in pair]
+        assert can_attend(q, sizes, 1) is takes
+    with torch.enable_grad():
+        assert not can_attend(q, (0, 8, 0, 7, 0, 7), 1)
+    monkeypatch.setattr(triton_attention, "_room", lambda index: 64 << 10)
+    assert not can_attend(q, (0, 8, 0, 7, 0, 7), 1)

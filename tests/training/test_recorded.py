@@ -76,6 +76,14 @@ def test_losses_and_gradients_are_those_of_plain_training(overrides: dict[str, A
     assert recorder.num_recorded == 1
 
 
+def test_layers_find_parameters_while_they_are_recorded() -> None:
+    """Kernels leave a layer to itself whose weight is none."""
+    model, found = small_model().train(), []
+    model.patch_embed.register_forward_pre_hook(lambda module, _: found.append(type(module.proj.weight)))
+    RecordedNetwork(model, Recorder())(clips(0), model.new_memory(2))
+    assert set(found) == {torch.nn.Parameter}
+
+
 def test_gradients_of_several_steps_add_up() -> None:
     results = []
     for records in (False, True):

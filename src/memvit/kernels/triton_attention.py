@@ -22,9 +22,11 @@ from memvit.kernels.triton_pooling import is_available
 
 DTYPES = (torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 128
-MAX_ENTRIES = 256  # of an axis
+MAX_COLUMNS = (
+    64  # of positions: with more, as of memories of 32 clips, the kernel runs out of registers; cuDNN has more
+)
 SHORT = 512  # keys: up to so many go through the kernel in shorter blocks
-SHORT_ROOM, LONG_ROOM = 80 << 10, 136 << 10  # bytes of shared memory for shorter and longer blocks
+SHORT_ROOM, LONG_ROOM = 72 << 10, 112 << 10  # bytes of shared memory for shorter and longer blocks
 
 Size3 = tuple[int, int, int]
 
@@ -60,7 +62,7 @@ def can_attend(q: Tensor, sizes: Sequence[int], num_class: int) -> bool:
         and q.shape[-1] <= MAX_HEAD_DIM
         and num_class <= 1
         and _room(q.device.index) >= SHORT_ROOM
-        and max(sizes[2 * axis] + sizes[2 * axis + 1] for axis in range(3)) <= MAX_ENTRIES
+        and num_columns(Folding((1, 1, 1), num_class, 0, tuple(sizes), has_mask=False)) <= MAX_COLUMNS  # type: ignore[arg-type]
     )
 
 

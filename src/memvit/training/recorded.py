@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from memvit.models.heads import Logits
@@ -107,8 +107,11 @@ class _Recorded:
     def _run_forward(self) -> None:
         device = self._clips.device.type
         # Gradients of the parameters themselves are added up on the stream that first used them, for as long as anybody has
-        # something computed from them (a loss, DDP), which is not the stream that is recorded. Nobody knows these.
-        leaves = {name: p.detach().requires_grad_(p.requires_grad) for name, p in self._model.named_parameters()}
+        # something computed from them (a loss, DDP), which is not the stream that is recorded. Nobody knows these. They are
+        # parameters too, because kernels leave it to a layer what its owner has put in a parameter's place.
+        leaves: dict[str, Tensor] = {
+            name: nn.Parameter(p.detach(), p.requires_grad) for name, p in self._model.named_parameters()
+        }
         self._leaves = [leaf for leaf in leaves.values() if leaf.requires_grad]
         # What autocast has converted before must not be read: nobody converts it again when the graph runs.
         with (
