@@ -274,9 +274,10 @@ class MeMViT(HubModel):
         num_looking = max((i + 1 for i, block in enumerate(blocks) if block.plan.has_memory), default=0)
         if looking:
             with ahead(clips) as begin:
+                x = self._embed(clips, grid)
                 if 0 in looking:
                     looking[0] = begin(looking[0])
-                x, grid = run(blocks[:num_looking], self._embed(clips, grid), grid, begin)
+                x, grid = run(blocks[:num_looking], x, grid, begin)
         else:
             x, grid = run(blocks[:num_looking], self._embed(clips, grid), grid)
 

@@ -151,28 +151,45 @@ struct PoolNorm {
   }
 };
 
+// The rows of some volumes, one volume after the other. A row of inputs is where one row of outputs of some or all poolings
+// begins: what one has read the next finds in cache.
+template <typename T, typename U>
+struct PoolRows {
+  const memvit_pool_call& call;
+  int64_t first, end;  // of the volumes
+
+  int64_t num(int64_t v) const { return call.batch * call.volumes[v].grid[0] * call.volumes[v].grid[1]; }
+
+  void run(int64_t from, int64_t until) const {
+    static thread_local Scratch scratch;
+    int64_t v = first, before = 0;
+    for (int64_t i = from; i < until; i++) {
+      while (i - before >= num(v)) before += num(v++);
+      const PoolNorm<T, U> pool_norm{call, call.volumes[v]};
+      const int64_t T0 = call.volumes[v].grid[0], H0 = call.volumes[v].grid[1], row = i - before;
+      const int64_t b = row / (T0 * H0), from_t = row / H0 % T0, from_h = row % H0;
+      for (int64_t p = 0; p < call.num_poolings; p++) {
+        const memvit_pooling& pool = call.poolings[p];
+        if (pool.source == v && from_t % pool.stride[0] == 0 && from_h % pool.stride[1] == 0)
+          pool_norm.row(pool, b, from_t / pool.stride[0], from_h / pool.stride[1], scratch);
+      }
+    }
+  }
+};
+
 template <typename T, typename U>
 static int32_t run_pool_norm(const memvit_pool_call& call, memvit_parallel_for parallel_for) {
-  for (int64_t v = 0; v < call.num_volumes; v++) {
-    PoolNorm<T, U> pool_norm{call, call.volumes[v]};
-
-    // A row of inputs is where one row of outputs of some or all poolings begins: what one has read the next finds in cache.
-    parallel_for(0, call.batch * call.volumes[v].grid[0] * call.volumes[v].grid[1], 4,
-                 [](int64_t begin, int64_t end, void* context) {
+  // What goes in front, keys and values of a past clip, is shared out together: outputs at a clip's beginning have fewer taps
+  // than others, so that two threads had less to do with one half than with the other.
+  for (int64_t v = 0, end; v < call.num_volumes; v = end) {
+    end = v ? call.num_volumes : 1;
+    const PoolRows<T, U> rows{call, v, end};
+    int64_t num = 0;
+    for (int64_t i = v; i < end; i++) num += rows.num(i);
+    parallel_for(0, num, 4, [](int64_t begin, int64_t until, void* context) {
       const FlushToZero flush;
-      static thread_local Scratch scratch;
-      const auto& self = *static_cast<const PoolNorm<T, U>*>(context);
-      const int64_t T0 = self.volume.grid[0], H0 = self.volume.grid[1];
-      for (int64_t i = begin; i < end; i++) {
-        const int64_t b = i / (T0 * H0), from_t = i / H0 % T0, from_h = i % H0;
-        for (int64_t p = 0; p < self.call.num_poolings; p++) {
-          const memvit_pooling& pool = self.call.poolings[p];
-          if (self.call.volumes + pool.source != &self.volume) continue;
-          if (from_t % pool.stride[0] == 0 && from_h % pool.stride[1] == 0)
-            self.row(pool, b, from_t / pool.stride[0], from_h / pool.stride[1], scratch);
-        }
-      }
-    }, &pool_norm);
+      static_cast<const PoolRows<T, U>*>(context)->run(begin, until);
+    }, const_cast<PoolRows<T, U>*>(&rows));
   }
   return 0;
 }
