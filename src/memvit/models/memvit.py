@@ -287,7 +287,8 @@ class MeMViT(HubModel):
 
         def remember() -> Memory:
             after = memory.advance(layers, (), memory.box_counts.new_zeros(len(memory)))
-            hand_over(clips, after)
+            if self.config.head.task != "boxes":  # what boxes leave is known at the end
+                hand_over(clips, after)
             return after
 
         (tokens, grid), after = run_branches(clips, [rest, remember])
