@@ -69,12 +69,13 @@ def _gather_kernel(
     place += in_w.to(tl.int64) * stride_w
     pixels = tl.load(clips_ptr + stream * stride_b + place, mask=seen & (k < PATCH) & (w < GRID[2]), other=0.0)
 
+    if IS_BEHIND:
+        pixels = tl.where(k == PATCH, 1.0, pixels.to(tl.float32))
     # Written in two, in whole pieces of 16 bytes.
     pixels = tl.reshape(pixels.to(rows_ptr.dtype.element_ty), (TILE_W, BLOCK_K))
     k, w = part + tl.arange(0, BLOCK_K), first + tl.arange(0, TILE_W)
     row = line.to(tl.int64) * GRID[2] + w
     if IS_BEHIND:
-        pixels = tl.where((k == PATCH)[None, :], 1.0, pixels).to(rows_ptr.dtype.element_ty)
         row += stream + 1
         # Of all programs of a clip; as a block, for the interpreter cannot join conditions on blocks and on scalars.
         is_first = k * 0 + t + h + first == 0
