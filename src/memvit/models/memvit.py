@@ -271,7 +271,7 @@ class MeMViT(HubModel):
             return x, grid
 
         blocks = self._trunk()
-        num_looking = max((i + 1 for i, block in enumerate(blocks) if block.plan.has_memory), default=0)
+        num_looking = max([0, *[i + 1 for i, block in enumerate(blocks) if block.plan.has_memory]])
         if looking:
             with ahead(clips) as begin:
                 x = self._embed(clips, grid)
