@@ -316,12 +316,16 @@ def test_the_operators_are_registered_soundly(process: ProcessPoolExecutor) -> N
 
 @needs_triton
 @ignores_defaults
+@pytest.mark.parametrize("is_behind", [False, True], ids=["", "behind another"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_kernel_compiles_for_gpus_that_are_not_here_and_keeps_to_registers(dtype: torch.dtype) -> None:
+def test_the_kernel_compiles_for_gpus_that_are_not_here_and_keeps_to_registers(
+    dtype: torch.dtype, is_behind: bool
+) -> None:
     from memvit.kernels import triton_patches
 
+    clips = torch.empty(1, 3, 16, 224, 224)
     with compiling(triton_patches) as compiled:
-        triton_patches.gather(torch.empty(1, 3, 16, 224, 224), (3, 7, 7), (2, 4, 4), (1, 3, 3), dtype)
+        triton_patches.gather(clips, (3, 7, 7), (2, 4, 4), (1, 3, 3), dtype, is_behind=is_behind)
     (kernel,) = compiled
     assert "st.global.v4.b32" in kernel.ptx  # 16 bytes a thread
     assert kernel.spilled_bytes == 0
