@@ -1,7 +1,7 @@
 """Attention with relative positions on GPUs where no gradients are wanted, in one Triton kernel.
 
 What `triton_folding` and PyTorch's fused attention do in three or four launches, from queries to their sum with the result:
-nothing is folded, joined or padded on the way. Products of few dimensions suit the GPU less than those of cuDNN do, but launches
+nothing is joined or padded on the way. Products of few dimensions suit the GPU less than those of cuDNN do, but launches
 count where a step has little work.
 
 Triton is imported at the first launch: this module can be imported everywhere.
@@ -22,9 +22,8 @@ from memvit.kernels.triton_pooling import is_available
 
 DTYPES = (torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 128
-MAX_COLUMNS = (
-    64  # of positions: with more, as of memories of 32 clips, the kernel runs out of registers; cuDNN has more
-)
+# Of positions. With more, as of memories of 32 clips, the kernel runs out of registers, and cuDNN's attention serves better.
+MAX_COLUMNS = 64
 SHORT = 512  # keys: up to so many go through the kernel in shorter blocks
 SHORT_ROOM, LONG_ROOM = 72 << 10, 112 << 10  # bytes of shared memory for shorter and longer blocks
 
@@ -62,7 +61,7 @@ def can_attend(q: Tensor, sizes: Sequence[int], num_class: int) -> bool:
         and q.shape[-1] <= MAX_HEAD_DIM
         and num_class <= 1
         and _room(q.device.index) >= SHORT_ROOM
-        and num_columns(Folding((1, 1, 1), num_class, 0, tuple(sizes), has_mask=False)) <= MAX_COLUMNS  # type: ignore[arg-type]
+        and Folding((1, 1, 1), num_class, 0, tuple(sizes), has_mask=False).used <= MAX_COLUMNS  # type: ignore[arg-type]
     )
 
 
