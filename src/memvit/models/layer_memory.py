@@ -170,8 +170,8 @@ class LayerMemory:
         kept = [self.compressed_k, self.compressed_v]
         if config.compression == "pipelined":
             # A single one may be a view: what it is a part of is remembered anyway.
-            appends = (append_slot if slots.shape[1] == 1 else append_in_room for slots in kept)
-            kept = [append(slots, t[:, None]) for append, slots, t in zip(appends, kept, newest, strict=True)]
+            append = append_slot if self.compressed_k.shape[1] == 1 else append_in_room
+            kept = [append(slots, t[:, None]) for slots, t in zip(kept, newest, strict=True)]
         return LayerMemory(
             append_slot(self.waiting_k, present[0][:, None]),
             append_slot(self.waiting_v, present[1][:, None]),
