@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from memvit.kernels import branches
-from memvit.kernels.branches import ahead, branching, hand_over, handing_over, has_branches, run_branches
+from memvit.kernels.branches import beside, branching, hand_over, handing_over, has_branches, run_branches
 
 ON_GPU: Any = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
 
@@ -98,28 +99,34 @@ def test_tensors_on_a_cpu_have_no_branches() -> None:
         assert run_branches(torch.empty(1), [lambda: 1, lambda: 2]) == [1, 2]
 
 
-def test_work_ahead_is_waited_for_where_it_is_wanted(streams: Streams) -> None:
-    with branching(), ahead(ON_GPU) as begin:
-        a = begin(lambda: streams.work("a"))
+class Tensors:
+    """What a piece of work reads."""
+
+
+def test_work_beside_begins_when_it_can_and_is_waited_for_at_the_end(streams: Streams) -> None:
+    read = Tensors()
+    is_there = weakref.ref(read)
+    with branching(), beside(ON_GPU) as begin:
         streams.work("x")
-        b = begin(lambda: streams.work("b"))
-        assert a() == "a"
+        assert begin(lambda read=read: streams.work("a")) == "a"
+        del read
         streams.work("y")
-        assert b() == "b"
+        assert begin(lambda: streams.work("b")) == "b"
+        assert is_there() is not None  # a stream may be reading it
+    assert is_there() is None
     assert streams.log == [
-        "side 1 waits for main", "a on side 1", "x on main", "side 1 waits for main", "b on side 1",
-        "main waits for a on side 1", "y on main", "main waits for b on side 1", "main waits for side 1",
+        "x on main", "side 1 waits for main", "a on side 1", "y on main", "side 1 waits for main", "b on side 1",
+        "main waits for side 1",
     ]  # fmt: skip
 
 
-def test_work_ahead_is_done_at_once_where_nothing_is_recorded(
+def test_work_beside_is_done_at_once_where_nothing_is_recorded(
     streams: Streams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    with branching(), ahead(ON_GPU) as begin:
-        a = begin(lambda: streams.work("a"))
+    with branching(), beside(ON_GPU) as begin:
+        assert begin(lambda: streams.work("a")) == "a"
         streams.work("x")
-        assert a() == "a"
     assert streams.log == ["a on main", "x on main"]
 
 

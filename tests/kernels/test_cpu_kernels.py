@@ -1,6 +1,6 @@
 """The C++ kernels compute what the plain definitions say, at every level of instructions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -14,7 +14,7 @@ from memvit.kernels.attention import AxisTable, RelativePositions, pack_table
 from memvit.kernels.linear import Linear, mlp
 from memvit.kernels.max_pooling import max_pool
 from memvit.kernels.norm import add_layer_norm, layer_norm
-from memvit.kernels.pooling import Front, Pooling, pool_norm
+from memvit.kernels.pooling import Pooling, pool_norm
 from tiny_models import small_model
 
 Size3 = tuple[int, int, int]
@@ -151,24 +151,41 @@ def test_pooling_equals_its_definition(
         )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_past_clip_is_pooled_into_the_rows_in_front(dtype: torch.dtype) -> None:
-    grid, past_grid = (4, 9, 9), (4, 5, 5)
-    x, k, v = (torch.randn(2, 1 + g[0] * g[1] * g[2], 64).to(dtype) for g in (grid, past_grid, past_grid))
-    poolings = [make_pooling(32, (3, 3, 3), (1, stride, stride), False) for stride in (1, 2, 2)]
-    compress_k, compress_v = (make_pooling(64, (7, 3, 3), (4, 2, 2), False) for _ in range(2))
-    fronts = [None, Front(k, past_grid, compress_k), Front(v, past_grid, compress_v)]
-    exact = [front and Front(front.x.float(), front.grid, front.pooling) for front in fronts]
-    check(
-        lambda: pool_norm(x, grid, poolings, num_class=1, fronts=fronts),
-        dtype,
-        lambda: pool_norm(x.float(), grid, poolings, num_class=1, fronts=exact),
-    )
+@pytest.mark.parametrize(
+    ("dtype", "autocast"), [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)]
+)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_results_are_compressed_to_the_rows_in_front(stride: int, dtype: torch.dtype, autocast: bool) -> None:
+    grid = (4, 9, 9)
+    x = torch.randn(2, 1 + 4 * 9 * 9, 64).to(dtype)
+    poolings = [make_pooling(32, (3, 3, 3), (1, s, s), False) for s in (1, 2, 2)]
+    compress_k, compress_v = (make_pooling(64, (7, 3, 3), (4, stride, stride), False) for _ in range(2))
+
+    def pool(x: Tensor, compressions: Sequence[Pooling | None]) -> list[Tensor]:
+        return pool_norm(x, grid, poolings, num_class=1, compressions=compressions)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        check(
+            lambda: pool(x, [None, compress_k, compress_v]),
+            torch.bfloat16 if autocast else dtype,
+            lambda: pool(x.float(), [None, compress_k, compress_v]),
+        )
+        _, alone, _ = pool(x, ())
+        queries, joint, _ = pool(x, [None, compress_k, None])
+    assert queries.shape[1] == 1 + 4 * 9 * 9
+    side = 3 if stride == 2 else 5
+    assert joint.shape[1] == (1 + 1 * side * side) + alone.shape[1]
+    torch.testing.assert_close(joint[:, -alone.shape[1] :], alone, rtol=0, atol=0)
+
+
+def test_results_of_several_grids_are_compressed_all_the_same() -> None:
+    x = torch.randn(1, 1 + 4 * 6 * 6, 32)
+    poolings = [make_pooling(32, (3, 3, 3), (1, s, s), False) for s in (1, 2)]
+    compressions = [make_pooling(32, (3, 3, 3), (2, 2, 2), False) for _ in range(2)]
+    found = pool_norm(x, (4, 6, 6), poolings, num_class=1, compressions=compressions)
     with reference_kernels():
-        _, alone, _ = pool_norm(x.float(), grid, poolings, num_class=1)
-    joint = pool_norm(x, grid, poolings, num_class=1, fronts=fronts)[1].float()
-    assert joint.shape[1] == (1 + 1 * 3 * 3) + alone.shape[1]
-    torch.testing.assert_close(joint[:, -alone.shape[1] :], alone, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        wanted = pool_norm(x, (4, 6, 6), poolings, num_class=1, compressions=compressions)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

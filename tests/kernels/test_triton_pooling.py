@@ -23,8 +23,8 @@ from interpreted import (  # noqa: F401
     relative_error,
 )
 from memvit.benchmarks import kernels
-from memvit.kernels.pooling import Front, Pooling
-from memvit.kernels.triton_pooling import can_pool, triton_pool_norm
+from memvit.kernels.pooling import Pooling
+from memvit.kernels.triton_pooling import can_pool, triton_pool_norm, triton_pool_norm_each
 from memvit.kernels.triton_pooling_geometry import Job, pooling_geometry
 
 
@@ -155,48 +155,51 @@ def gradients_for_remembered_tokens() -> tuple[bool, list[float]]:
     return not any(grad.any() for grad in actual[:3]), list(map(relative_error, actual[3:], expected))
 
 
-def errors_with_fronts(wants_gradients: bool) -> tuple[float, float]:
-    """Of keys and values behind tokens of another clip, two poolings of one geometry among them, and of gradients."""
+def errors_with_compressions(wants_gradients: bool) -> tuple[float, float]:
+    """Of keys and values behind what they are compressed to, two poolings of one geometry among them, and of gradients."""
     torch.manual_seed(0)
-    case, past = (
-        Case((2, 4, 3), ((1, 1, 1), (1, 2, 2), (1, 2, 2)), num_heads=2),
-        Case((2, 2, 2), ((2, 1, 1),) * 2, channels=16),
-    )
+    # What is compressed is of the grid that others make of the tokens, with the same kernel and stride: it has to wait.
+    case = Case((2, 4, 3), ((1, 1, 1), (1, 1, 1), (1, 2, 2)), num_heads=2)
+    compressing = Case((2, 4, 3), ((1, 1, 1),), channels=16), Case((2, 2, 2), ((2, 1, 1),), channels=16)
     x, poolings = case.tokens(), case.poolings()
-    fronts = [None, *(Front(past.tokens(), past.grid, pooling) for pooling in past.poolings())]
-    inputs = [x, *parameters(poolings), *(t for f in fronts if f for t in (f.x, *parameters([f.pooling])))]
+    compressions = [None, *[past.poolings()[0] for past in compressing]]
+    inputs = [x, *parameters(poolings), *parameters([c for c in compressions if c])]
     with torch.set_grad_enabled(wants_gradients):
-        outs = triton_pool_norm(x, case.grid, poolings, num_class=1, fronts=fronts)
-    exact_fronts = [None if f is None else Front(exactly(f.x), f.grid, exact_poolings([f.pooling])[0]) for f in fronts]
-    x, poolings = exactly(x), exact_poolings(poolings)
-    expected = [
-        torch.cat([definition(f.x, f.grid, f.pooling, 1), definition(x, case.grid, pooling, 1)], 1)
-        if f
-        else definition(x, case.grid, pooling, 1)
-        for pooling, f in zip(poolings, exact_fronts, strict=True)
-    ]
+        outs = triton_pool_norm(x, case.grid, poolings, num_class=1, compressions=compressions)
+    exact_x, exact = exactly(x), exact_poolings(poolings)
+    exact_compressions = [c and exact_poolings([c])[0] for c in compressions]
+    expected = []
+    for pooling, compression in zip(exact, exact_compressions, strict=True):
+        pooled = definition(exact_x, case.grid, pooling, 1)
+        if compression:
+            pooled = torch.cat([definition(pooled, pooling.output_grid(case.grid), compression, 1), pooled], dim=1)
+        expected.append(pooled)
     error = max(map(relative_error, outs, expected))
     if not wants_gradients:
         return error, 0.0
-    exact_inputs = [x, *parameters(poolings), *(t for f in exact_fronts if f for t in (f.x, *parameters([f.pooling])))]
+    exact_inputs = [exact_x, *parameters(exact), *parameters([c for c in exact_compressions if c])]
     grads = [torch.randn_like(out) for out in outs]
     actual_grads = torch.autograd.grad(outs, inputs, grads)
     expected_grads = torch.autograd.grad(expected, exact_inputs, [grad.double() for grad in grads])
     return error, max(map(relative_error, actual_grads, expected_grads))
 
 
-def error_with_a_front_that_is_kept_otherwise() -> float:
-    """A part of wider tokens, of another dtype, with the geometry of the tokens behind it: one launch pools both."""
+def errors_of_each() -> list[float]:
+    """Keys and values, parts of wider tokens, each pooled in its own way: one launch."""
+    from memvit.kernels import triton_pooling_forward
+
     torch.manual_seed(0)
-    case = Case((2, 3, 3), ((1, 1, 1), (1, 1, 1)))
-    x, (pooling, past) = case.tokens().detach(), case.poolings()
-    front = torch.randn(1, 19, 24, device=DEVICE).bfloat16()[:, :, 8:16]
-    with torch.no_grad():
-        fronts = [Front(front, case.grid, past)]
-        (out,) = triton_pool_norm(x, case.grid, [pooling], num_class=1, fronts=fronts)
-        pooling, past = exact_poolings([pooling, past])
-        expected = definition(front.double(), case.grid, past, 1), definition(x.double(), case.grid, pooling, 1)
-    return relative_error(out, torch.cat(expected, dim=1))
+    case = Case((2, 3, 3), ((2, 1, 1), (2, 1, 1)), dtype=torch.bfloat16)
+    poolings = case.poolings()
+    xs = torch.randn(2, 19, 24, device=DEVICE).bfloat16().chunk(3, dim=-1)[1:]
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        launched = []
+        launch = triton_pooling_forward.Launch.__call__
+        patch.setattr(triton_pooling_forward.Launch, "__call__", lambda *args: (launched.append(1), launch(*args)))
+        outs = triton_pool_norm_each(xs, case.grid, poolings, num_class=1, dtype=torch.bfloat16)
+    assert len(launched) == 1
+    expected = [definition(x.double(), case.grid, own, 1) for x, own in zip(xs, exact_poolings(poolings), strict=True)]
+    return list(map(relative_error, outs, expected))
 
 
 def follows_its_parameters() -> tuple[float, float]:
@@ -308,15 +311,15 @@ def test_filters_learn_from_tokens_that_want_no_gradient(process: ProcessPoolExe
 
 @needs_triton
 @pytest.mark.parametrize("wants_gradients", [False, True])
-def test_fronts_come_first(process: ProcessPoolExecutor, wants_gradients: bool) -> None:
-    error, grad_error = process.submit(errors_with_fronts, wants_gradients).result()
+def test_what_results_are_compressed_to_comes_first(process: ProcessPoolExecutor, wants_gradients: bool) -> None:
+    error, grad_error = process.submit(errors_with_compressions, wants_gradients).result()
     assert error < 1e-5
     assert grad_error < 1e-5
 
 
 @needs_triton
-def test_a_front_may_be_kept_otherwise(process: ProcessPoolExecutor) -> None:
-    assert process.submit(error_with_a_front_that_is_kept_otherwise).result() < 1e-5
+def test_keys_and_values_are_pooled_by_one_launch(process: ProcessPoolExecutor) -> None:
+    assert max(process.submit(errors_of_each).result()) < torch.finfo(torch.bfloat16).eps
 
 
 @needs_triton

@@ -7,7 +7,7 @@ import torch
 from test_memory import clips_at
 from torch import Tensor
 
-from memvit.kernels.pooling import Front, Pooling, pool_norm
+from memvit.kernels.pooling import Pooling, pool_norm
 from memvit.models.config import Size3
 from tiny_models import small_model
 
@@ -47,18 +47,18 @@ def test_a_step_compresses_one_clip_whatever_the_length(length: int, monkeypatch
     compressed = []
 
     def pool_and_count(
-        x: Tensor, grid: Size3, poolings: list[Pooling], *, num_class: int, fronts: Sequence[Front | None] = ()
+        x: Tensor, grid: Size3, poolings: list[Pooling], *, num_class: int, compressions: Sequence[Pooling | None] = ()
     ) -> list[Tensor]:
-        pooled = [(x, pooling) for pooling in poolings]
-        pooled += [(front.x, front.pooling) for front in fronts if front is not None]
-        compressed.extend(len(tokens) for tokens, pooling in pooled if id(pooling.weight) in filters)
-        return pool_norm(x, grid, poolings, num_class=num_class, fronts=fronts)
+        used = [*poolings, *[pooling for pooling in compressions if pooling is not None]]
+        compressed.extend(len(x) for pooling in used if id(pooling.weight) in filters)
+        return pool_norm(x, grid, poolings, num_class=num_class, compressions=compressions)
 
     monkeypatch.setattr("memvit.models.attention.pool_norm", pool_and_count)
-    for is_training in (True, False):  # the graph is kept, or what was compressed is kept projected
+    # The graph is kept, or might be wanted later, or what was compressed is kept projected.
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
         compressed.clear()
         memory = None
-        with torch.set_grad_enabled(is_training):
+        with mode():
             for step in range(3):
                 _, memory = model(clips_at(step, 2), memory)
         assert compressed == [2] * (4 * 3)

@@ -73,7 +73,7 @@ def test_a_saved_memory_takes_no_more_than_its_numbers(tmp_path: Path) -> None:
     assert (tmp_path / "memory.pt").stat().st_size < num_bytes + 20_000
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def test_every_past_clip_is_projected_once() -> None:
     model = small_model(memory_length=4)
     memory = warm(model)
@@ -86,17 +86,19 @@ def test_every_past_clip_is_projected_once() -> None:
     assert num_tokens == [2 * (layer.compressed_k.shape[2] + layer.waiting_k.shape[2])]
 
 
-@torch.no_grad()
 def test_changed_weights_project_the_past_anew() -> None:
     model = small_model(memory_length=4)
-    memory = warm(model)
-    for block in model.blocks:
-        block.attn.k.weight.mul_(1.5)
-        block.attn.norm_compress_v.bias.add_(0.1)
-    with_old, _ = model(clips_at(7, 2), memory)
-    unprojected = model.new_memory(2, 4, 32, 32).load_state_dict(memory.state_dict())
-    assert not is_projected(unprojected)
-    afresh, _ = model(clips_at(7, 2), unprojected)
+    with torch.inference_mode():
+        memory = warm(model)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.k.weight.mul_(1.5)
+            block.attn.norm_compress_v.bias.add_(0.1)
+    with torch.inference_mode():
+        with_old, _ = model(clips_at(7, 2), memory)
+        unprojected = model.new_memory(2, 4, 32, 32).load_state_dict(memory.state_dict())
+        assert not is_projected(unprojected)
+        afresh, _ = model(clips_at(7, 2), unprojected)
     torch.testing.assert_close(with_old, afresh, rtol=0, atol=1e-6)
 
 
@@ -113,7 +115,7 @@ def test_training_goes_on_from_a_memory_of_inference() -> None:
     torch.testing.assert_close(logits, plain, rtol=0, atol=1e-5)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def test_streams_take_what_is_projected_with_them() -> None:
     model = small_model(memory_length=4)
     memory = warm(model, 3)
@@ -130,7 +132,7 @@ def test_streams_take_what_is_projected_with_them() -> None:
     )
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def test_a_copy_in_another_process_has_nothing_projected() -> None:
     memory = warm(small_model())
     copied = pickle.loads(pickle.dumps(memory))

@@ -6,7 +6,6 @@ another where their results do not (within `branching`). Elsewhere such pieces r
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Begin = Callable[[Callable[[], Any]], Callable[[], Any]]
+Begin = Callable[[Callable[[], Any]], Any]
 
 _free_streams: defaultdict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
 _this_thread = threading.local()
@@ -68,40 +67,34 @@ def run_branches(x: Tensor, branches: Sequence[Callable[[], Any]]) -> list[Any]:
 
 
 @contextmanager
-def ahead(x: Tensor) -> Iterator[Begin]:
-    """A branch for what is wanted later: beside what is done within this context, while a step is recorded.
+def beside(x: Tensor) -> Iterator[Begin]:
+    """A branch for what is wanted at the end: beside what is done within this context, while a step is recorded.
 
     Args:
         x: on the device that it runs on.
 
     Yields:
-        What begins a piece of work, after what was begun and done so far, and returns what waits for it and gives its result.
+        What does a piece of work after what was begun and done so far, and returns its result, which is there after this context.
         Elsewhere the work is done at once.
     """
     if not _is_recorded(x):
-        yield lambda work: functools.partial(_given, work())
+        yield lambda work: work()
         return
     free = _free_streams[x.device]
     stream = free.pop() if free else torch.cuda.Stream(x.device)
 
-    def begin(work: Callable[[], Any]) -> Callable[[], Any]:
+    held = []  # what work reads must not make room for other tensors meanwhile
+
+    def begin(work: Callable[[], Any]) -> Any:
+        held.append(work)
         stream.wait_stream(torch.cuda.current_stream(x.device))
         with torch.cuda.stream(stream):
-            result, done = work(), stream.record_event()
-
-        def wait() -> Any:
-            torch.cuda.current_stream(x.device).wait_event(done)
-            return result
-
-        return wait
+            return work()
 
     yield begin
     torch.cuda.current_stream(x.device).wait_stream(stream)
+    held.clear()
     free.append(stream)
-
-
-def _given(value: Any) -> Any:
-    return value
 
 
 def _is_recorded(x: Tensor) -> bool:

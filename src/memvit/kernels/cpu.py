@@ -287,8 +287,8 @@ def pooled_tokens(sizes: Sequence[int], num_class: int) -> list[int]:
 
 
 def pool_norm(
-    xs: Sequence[Tensor],
-    grids: Sequence[int],
+    x: Tensor,
+    grid: Sequence[int],
     weights: Sequence[Tensor],
     norms: Sequence[Tensor],
     sizes: Sequence[int],
@@ -299,31 +299,35 @@ def pool_norm(
     """See `memvit.kernels.pooling`.
 
     Args:
-        xs, grids: tokens, and three numbers for each.
         weights: of each pooling, packed (taps, c).
         norms: weight and bias of each.
-        sizes: of each, which of `xs` it reads and which result it goes to, behind what went there before; and three numbers
-            each of kernel, stride, padding, output grid.
+        sizes: of each, what it pools (0: `x`; n: the nth of the results that are pooled once more); which result it goes to, in
+            front of what it pools; and three numbers each of kernel, stride, padding, output grid. Those of `x` come first.
         eps: of each.
     """
-    xs = [x if x.stride(-1) == 1 else x.contiguous() for x in xs]
-    B, _, C = xs[0].shape
-    outs = [xs[0].new_empty(B, n, C, dtype=dtype) for n in pooled_tokens(sizes, num_class)]
-    starts = [out.data_ptr() for out in outs]
-    volumes, poolings = (_Volume * len(xs))(), (_Pooling * len(weights))()
-    for i, x in enumerate(xs):
-        volumes[i].x, volumes[i].grid[:] = _tokens(x), grids[3 * i : 3 * i + 3]
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    B, _, C = x.shape
+    outs = [x.new_empty(B, n, C, dtype=dtype) for n in pooled_tokens(sizes, num_class)]
+    num_volumes = 1 + max(sizes[::_SIZES])
+    volumes, poolings = (_Volume * num_volumes)(), (_Pooling * len(weights))()
+    volumes[0].x, volumes[0].grid[:] = _tokens(x), grid
+    pooled: dict[int, tuple[Tensor, Sequence[int]]] = {}
     for i, weight in enumerate(weights):
         source, target, *own = sizes[_SIZES * i : _SIZES * (i + 1)]
+        out, num_rows = outs[target], num_class + math.prod(own[9:])
+        if source:
+            volumes[source].x, volumes[source].grid[:] = _tokens(pooled[target][0]), pooled[target][1]
+            out = out[:, :num_rows]
+        else:
+            out = out[:, out.shape[1] - num_rows :]
+            pooled[target] = out, own[9:]
         pooling = poolings[i]
         pooling.source, pooling.head_channels, pooling.weight = source, weight.shape[1], weight.data_ptr()
         pooling.norm_weight, pooling.norm_bias = norms[2 * i].data_ptr(), norms[2 * i + 1].data_ptr()
-        pooling.out, pooling.out_stride, pooling.eps = starts[target], outs[target].stride(0), eps[i]
+        pooling.out, pooling.out_stride, pooling.eps = out.data_ptr(), out.stride(0), eps[i]
         pooling.kernel[:], pooling.stride[:] = own[:3], own[3:6]
         pooling.padding[:], pooling.out_grid[:] = own[6:9], own[9:]
-        t, h, w = own[9:]
-        starts[target] += (num_class + t * h * w) * C * dtype.itemsize
-    call = _PoolCall(B, C, num_class, volumes, len(xs), poolings, len(weights), DTYPES[xs[0].dtype], DTYPES[dtype])
+    call = _PoolCall(B, C, num_class, volumes, num_volumes, poolings, len(weights), DTYPES[x.dtype], DTYPES[dtype])
     run("pool_norm", call)
     return outs
 

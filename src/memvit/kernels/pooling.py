@@ -61,52 +61,51 @@ class Pooling(NamedTuple):
         return t, h, w
 
 
-class Front(NamedTuple):
-    """Tokens of another clip, with a pooling of their own, that go in front of pooled ones: what attention looks back at.
-
-    Attributes:
-        x: (B, num_class + T H W, C).
-        grid: its (T, H, W).
-        pooling: what pools it.
-    """
-
-    x: Tensor
-    grid: Size3
-    pooling: Pooling
+Compressions = Sequence[Pooling | None]
 
 
 def pool_norm(
-    x: Tensor, grid: Size3, poolings: Sequence[Pooling], *, num_class: int, fronts: Sequence[Front | None] = ()
+    x: Tensor, grid: Size3, poolings: Sequence[Pooling], *, num_class: int, compressions: Compressions = ()
 ) -> list[Tensor]:
     """Pools tokens in one or several ways; class tokens pass the convolution by, not the LayerNorm.
 
     Args:
         x: (B, num_class + T H W, C), class tokens first, then time, height, width.
         grid: (T, H, W).
-        fronts: for each pooling, what goes in front of its result; left out: nothing.
+        compressions: for each pooling, what pools its result once more, while that is in the cache; left out: nothing.
 
     Returns:
-        (B, num_class + T' H' W', C) for each pooling, n more tokens first where there is a front, which pools to n; by our
-        kernels, under autocast, in autocast's dtype.
+        (B, num_class + T' H' W', C) for each pooling; where there is a compression, what it gives comes first, and then that. By
+        our kernels, under autocast, in autocast's dtype.
     """
     dtype = compute_dtype(x)
     if not poolings:
         return []
-    fronts = fronts or [None] * len(poolings)
+    compressions = compressions or [None] * len(poolings)
     if not use_reference():
-        if triton_pooling.can_pool(x, [*poolings, *[front.pooling for front in fronts if front is not None]]):
-            return triton_pooling.triton_pool_norm(x, grid, poolings, num_class=num_class, fronts=fronts, dtype=dtype)
-        pooled_on_cpu = _pool_norm_on_cpu(x, grid, poolings, num_class, fronts, dtype)
+        if triton_pooling.can_pool(x, [*poolings, *[pooling for pooling in compressions if pooling is not None]]):
+            return triton_pooling.triton_pool_norm(
+                x, grid, poolings, num_class=num_class, compressions=compressions, dtype=dtype
+            )
+        pooled_on_cpu = _pool_norm_on_cpu(x, grid, poolings, num_class, compressions, dtype)
         if pooled_on_cpu is not None:
             return pooled_on_cpu
     outs = []
-    for pooling, front in zip(poolings, fronts, strict=True):
+    for pooling, compression in zip(poolings, compressions, strict=True):
         pooled = pool_norm_reference(x, grid, pooling, num_class)
-        if front is not None:
-            first = pool_norm_reference(front.x, front.grid, front.pooling, num_class)
-            pooled = torch.cat([first.to(pooled.dtype), pooled], dim=1)
+        if compression is not None:
+            first = pool_norm_reference(pooled, pooling.output_grid(grid), compression, num_class)
+            pooled = torch.cat([first, pooled], dim=1)
         outs.append(pooled)
     return outs
+
+
+def pool_norm_each(xs: Sequence[Tensor], grid: Size3, poolings: Sequence[Pooling], *, num_class: int) -> list[Tensor]:
+    """`pool_norm` of other tokens for each pooling, all of one shape: on GPUs, where no gradients are wanted, in one launch."""
+    x, dtype = xs[0], compute_dtype(xs[0])
+    if not use_reference() and not torch.is_grad_enabled() and triton_pooling.can_pool(x, poolings):
+        return triton_pooling.triton_pool_norm_each(xs, grid, poolings, num_class=num_class, dtype=dtype)
+    return [pool_norm(x, grid, [own], num_class=num_class)[0] for x, own in zip(xs, poolings, strict=True)]
 
 
 def pool_norm_reference(x: Tensor, grid: Size3, pooling: Pooling, num_class: int) -> Tensor:
@@ -148,19 +147,9 @@ def _trains_in_low_precision(volume: Tensor) -> bool:
     return torch.is_autocast_enabled("cpu") or volume.dtype != torch.float32
 
 
-class _Job(NamedTuple):
-    """One pooling of the kernel on CPUs: tokens of one grid, and which result they go to, one behind the other."""
-
-    source: int
-    target: int
-    grid: Size3
-    pooling: Pooling
-
-
 class _Plan(NamedTuple):
     """What the kernel needs to know besides the tokens; `cpu.pool_norm` says how it is laid out."""
 
-    grids: list[int]
     weights: list[Tensor]
     norms: list[Tensor]
     sizes: list[int]
@@ -172,30 +161,37 @@ def _pool_norm_on_cpu(
     grid: Size3,
     poolings: Sequence[Pooling],
     num_class: int,
-    fronts: Sequence[Front | None],
+    compressions: Compressions,
     dtype: torch.dtype,
 ) -> list[Tensor] | None:
     """What `pool_norm` gives, by the C++ kernel; None where it does not do that."""
     if dtype not in (torch.float32, torch.bfloat16) or not cpu.is_available():
         return None
-    volumes, jobs = [x], []
-    for target, (pooling, front) in enumerate(zip(poolings, fronts, strict=True)):
-        if front is not None:
-            jobs.append(_Job(len(volumes), target, front.grid, front.pooling))
-            volumes.append(front.x if front.x.dtype == x.dtype else front.x.to(x.dtype))
-        jobs.append(_Job(0, target, grid, pooling))
-    parameters = [t for job in jobs for t in (job.pooling.weight, job.pooling.norm_weight, job.pooling.norm_bias)]
-    if not cpu.can_run(*volumes, *parameters):
+    compressed = tuple([i for i, compression in enumerate(compressions) if compression is not None])
+    all_poolings = [*poolings, *[compression for compression in compressions if compression is not None]]
+    parameters = [t for pooling in all_poolings for t in (pooling.weight, pooling.norm_weight, pooling.norm_bias)]
+    if not cpu.can_run(x, *parameters):
         return None
-    key = ("pool_norm", tuple((job.source, job.target, job.grid) for job in jobs), cpu.lanes())
-    plan = frozen(parameters, key, lambda: _make_plan(grid, fronts, jobs))
-    return None if plan is None else _cpu_pool_norm(volumes, *plan, num_class, dtype)
+    key = "pool_norm", grid, len(poolings), compressed, cpu.lanes()
+    plan = frozen(parameters, key, lambda: _make_plan(grid, all_poolings, len(poolings), compressed))
+    return None if plan is None else _cpu_pool_norm(x, grid, *plan, num_class, dtype)
 
 
-def _make_plan(grid: Size3, fronts: Sequence[Front | None], jobs: Sequence[_Job]) -> _Plan | None:
-    """None: the kernel does not do that."""
+def _make_plan(grid: Size3, poolings: Sequence[Pooling], num_first: int, compressed: Sequence[int]) -> _Plan | None:
+    """None: the kernel does not do that.
+
+    Args:
+        poolings: of the tokens, `num_first`, and of results of these.
+        compressed: which results the others pool.
+    """
     weights, norms, sizes, eps = [], [], [], []
-    for source, target, own_grid, pooling in jobs:
+    out_grids = [pooling.output_grid(grid) for pooling in poolings[:num_first]]
+    if len({out_grids[target] for target in compressed}) > 1:
+        return None
+    for i, pooling in enumerate(poolings):
+        source = max(1 + i - num_first, 0)
+        target = compressed[source - 1] if source else i
+        own_grid = out_grids[target] if source else grid
         out_grid = pooling.output_grid(own_grid)
         starts = tuple((n - 1) // s + 1 for n, s in zip(own_grid, pooling.stride, strict=True))
         if starts != out_grid or pooling.weight.shape[0] % cpu.lanes():
@@ -204,13 +200,12 @@ def _make_plan(grid: Size3, fronts: Sequence[Front | None], jobs: Sequence[_Job]
         norms += [t.detach().float().contiguous() for t in (pooling.norm_weight, pooling.norm_bias)]
         sizes += [source, target, *pooling.kernel, *pooling.stride, *pooling.padding, *out_grid]
         eps.append(pooling.eps)
-    grids = [n for size in (grid, *(front.grid for front in fronts if front is not None)) for n in size]
-    return _Plan(grids, weights, norms, sizes, eps)
+    return _Plan(weights, norms, sizes, eps)
 
 
 def _fake(
-    xs: list[Tensor],
-    grids: list[int],
+    x: Tensor,
+    grid: list[int],
     weights: list[Tensor],
     norms: list[Tensor],
     sizes: list[int],
@@ -218,12 +213,12 @@ def _fake(
     num_class: int,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    B, _, C = xs[0].shape
-    return [xs[0].new_empty(B, n, C, dtype=dtype) for n in cpu.pooled_tokens(sizes, num_class)]
+    B, _, C = x.shape
+    return [x.new_empty(B, n, C, dtype=dtype) for n in cpu.pooled_tokens(sizes, num_class)]
 
 
 _cpu_pool_norm = register(
-    "cpu_pool_norm(Tensor[] xs, int[] grids, Tensor[] weights, Tensor[] norms, int[] sizes, float[] eps, int num_class, "
+    "cpu_pool_norm(Tensor x, int[] grid, Tensor[] weights, Tensor[] norms, int[] sizes, float[] eps, int num_class, "
     "ScalarType dtype) -> Tensor[]",
     cpu.pool_norm,
     _fake,

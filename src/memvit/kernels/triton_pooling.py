@@ -21,7 +21,7 @@ from memvit.kernels.ops import ON_GPUS, register
 from memvit.kernels.triton_pooling_geometry import MAX_SHARED, Geometry, Job, Size3, pooling_geometry
 
 if TYPE_CHECKING:
-    from memvit.kernels.pooling import Front, Pooling
+    from memvit.kernels.pooling import Compressions, Pooling
     from memvit.kernels.triton_pooling_forward import Launch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -58,7 +58,7 @@ def triton_pool_norm(
     poolings: Sequence[Pooling],
     *,
     num_class: int,
-    fronts: Sequence[Front | None] = (),
+    compressions: Compressions = (),
     dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
     """Depthwise convolution, then LayerNorm over each head's channels, of the same tokens for each pooling.
@@ -71,25 +71,23 @@ def triton_pool_norm(
         grid: (T, H, W).
         poolings: their parameters may be of another floating dtype than x.
         num_class: 1: the first token is a class token, normed but not convolved; 0: there is none.
-        fronts: for each pooling, what goes in front of its result; left out: nothing.
+        compressions: for each pooling, what pools its result once more, to what goes in front of that; left out: nothing.
         dtype: of the results; left out: x's.
 
     Returns:
-        (B, N', C) for each pooling, the tokens of its front first.
+        (B, N', C) for each pooling.
     """
     assert x.shape[1] == num_class + grid[0] * grid[1] * grid[2], (x.shape, grid, num_class)
-    fronts = fronts or [None] * len(poolings)
+    compressions = compressions or [None] * len(poolings)
     dtype = dtype or x.dtype
     if not torch.is_grad_enabled():
-        return _pool_norm_at_inference(x, grid, poolings, num_class, fronts, dtype)
-    pooled = _pool_norm_in_training(x.to(dtype), grid, poolings, num_class)
-    outs = []
-    for front, behind in zip(fronts, pooled, strict=True):
-        if front is None:
-            outs.append(behind)
-        else:
-            (first,) = _pool_norm_in_training(front.x.to(dtype), front.grid, [front.pooling], num_class)
-            outs.append(torch.cat([first, behind], dim=1))
+        return _pool_norm_at_inference(x, grid, poolings, num_class, compressions, dtype)
+    outs = _pool_norm_in_training(x.to(dtype), grid, poolings, num_class)
+    for i, compression in enumerate(compressions):
+        if compression is not None:
+            own_grid = poolings[i].output_grid(grid)
+            (first,) = _pool_norm_in_training(outs[i], own_grid, [compression], num_class)
+            outs[i] = torch.cat([first, outs[i]], dim=1)
     return outs
 
 
@@ -112,23 +110,43 @@ def _pool_norm_at_inference(
     grid: Size3,
     poolings: Sequence[Pooling],
     num_class: int,
-    fronts: Sequence[Front | None],
+    compressions: Compressions,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """Fronts too are pooled to where they belong, and parameters are packed once."""
-    xs, layout, parts = [x], [], []
-    for target, (pooling, front) in enumerate(zip(poolings, fronts, strict=True)):
-        if front is not None:
-            parts.append(front.pooling)
-            layout += [len(xs), target, *front.grid, *front.pooling.stride, int(front.pooling.causal)]
-            xs.append(front.x)
+    """Compressions too are made where they belong, and parameters are packed once."""
+    layout, parts = [], []
+    for target, (pooling, compression) in enumerate(zip(poolings, compressions, strict=True)):
+        if compression is not None:
+            parts.append(compression)
+            layout += [-1, target, *pooling.output_grid(grid), *compression.stride, int(compression.causal)]
         parts.append(pooling)
         layout += [0, target, *grid, *pooling.stride, int(pooling.causal)]
     parameters = [t for part in parts for t in (part.weight, part.norm_weight, part.norm_bias)]
     eps = [part.eps for part in parts]
+    return _run_frozen([x], parameters, layout, eps, num_class, dtype)
+
+
+def triton_pool_norm_each(
+    xs: Sequence[Tensor], grid: Size3, poolings: Sequence[Pooling], *, num_class: int, dtype: torch.dtype
+) -> list[Tensor]:
+    """As `triton_pool_norm`, of other tokens for each pooling, all of one shape and dtype, at inference."""
+    layout = [n for i, own in enumerate(poolings) for n in (i, i, *grid, *own.stride, int(own.causal))]
+    parameters = [t for own in poolings for t in (own.weight, own.norm_weight, own.norm_bias)]
+    eps = [own.eps for own in poolings]
+    return _run_frozen(xs, parameters, layout, eps, num_class, dtype)
+
+
+def _run_frozen(
+    xs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    layout: Sequence[int],
+    eps: Sequence[float],
+    num_class: int,
+    dtype: torch.dtype,
+) -> list[Tensor]:
     if torch.compiler.is_compiling():
         return _triton_pool_norm(xs, parameters, layout, eps, num_class, dtype)
-    key = "triton_pool_norm", tuple(layout), tuple(eps), num_class
+    key = "triton_pool_norm", tuple(layout), tuple(eps), num_class, len(xs)
     plan = frozen(parameters, key, lambda: _make_plan(parameters, layout, eps, num_class))
     return plan.run(xs, dtype)
 
@@ -181,7 +199,8 @@ def _fake(
     return [xs[0].new_empty(B, n, C, dtype=dtype) for n in num_rows]
 
 
-# Parameters: filters, weight and bias of the norm of each pooling. Layout: its source, target, grid, stride, whether causal.
+# Parameters: filters, weight and bias of the norm of each pooling. Layout: source and target as of `Job`, grid, stride, whether
+# causal.
 _triton_pool_norm = register(
     "triton_pool_norm(Tensor[] xs, Tensor[] parameters, int[] layout, float[] eps, int num_class, ScalarType dtype) "
     "-> Tensor[]",

@@ -13,7 +13,7 @@ constants alone, which Triton's interpreter needs too.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -239,6 +239,7 @@ class Launch:
         self.members = members
         self.geometry = jobs[members[0]].geometry
         self.sources = [jobs[i].source for i in members]
+        self.pools_results = self.sources[0] < 0
         self.targets = [jobs[i].target for i in members]
         self.constants: dict[str, Any] = {
             "EPS": jobs[members[0]].eps,
@@ -263,18 +264,14 @@ class Launch:
         return torch.cat(rows)
 
     def __call__(self, xs: Sequence[Tensor], packed: Tensor, outs: Sequence[Tensor]) -> None:
-        """Pools tokens (B, N, C), of which a token's channels lie side by side, into rows of (B, N', C).
+        """Pools tokens (B, N, C), of which a token's channels lie side by side, or results, into rows of (B, N', C).
 
         Triton finds a compiled kernel by all arguments, constants too, which takes longer than the launch; all that it would
         look at is in our key. What is odd goes its way.
         """
-        xs = [xs[i] for i in self.sources]
         outs = [outs[i] for i in self.targets]
+        xs = [out[:, self.geometry.num_out :] for out in outs] if self.pools_results else [xs[i] for i in self.sources]
         x = xs[0]
-        if any(other.stride(1) != x.stride(1) or other.dtype != x.dtype for other in xs[1:]):
-            # A launch takes one dtype and one stride.
-            xs = [x.float().contiguous() for x in xs]
-            x = xs[0]
         strides = tuple([x.stride(0) for x in xs])
         key = x.shape[0], x.shape[2], x.stride(1), strides, x.device, x.dtype, packed.dtype, outs[0].dtype
         prepared = self._prepared.get(key)
@@ -324,7 +321,8 @@ def plan(jobs: tuple[Job, ...]) -> tuple[list[int], list[Launch]]:
         num_rows[job.target] += job.geometry.num_out
     groups: dict[Hashable, list[list[int]]] = {}
     for i, job in enumerate(jobs):
-        alike = groups.setdefault(job._replace(source=0, target=0), [])
+        # What pools results has to wait for them.
+        alike = groups.setdefault(job._replace(source=min(job.source, 0), target=0), [])
         if not alike or len(alike[-1]) == MAX_SHARED:
             alike.append([])
         alike[-1].append(i)
@@ -346,7 +344,7 @@ def run(
     """All jobs of a `plan`.
 
     Args:
-        xs: tokens (B, N, C) that jobs read.
+        xs: tokens (B, N, C), all of one dtype.
         packed: for each launch, its parameters.
         dtype: of the results.
 
@@ -356,9 +354,12 @@ def run(
     x = xs[0]
     outs = [x.new_empty((x.shape[0], n, x.shape[2]), dtype=dtype) for n in num_rows]
     xs = [x if x.stride(2) == 1 else x.contiguous() for x in xs]
+    first: list[Callable[[], None]] = []
+    second: list[Callable[[], None]] = []
+    for launch, parameters in zip(launches, packed, strict=True):
+        (second if launch.pools_results else first).append(partial(launch, xs, parameters, outs))
     with torch.cuda.device_of(x):
-        run_branches(
-            x,
-            [partial(launch, xs, parameters, outs) for launch, parameters in zip(launches, packed, strict=True)],
-        )
+        run_branches(x, first)
+        if second:
+            run_branches(x, second)
     return outs

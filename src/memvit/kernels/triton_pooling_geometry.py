@@ -67,7 +67,12 @@ def pooling_geometry(
 
 
 class Job(NamedTuple):
-    """One pooling: which tokens it reads, and which result they go to, one behind the other."""
+    """One pooling.
+
+    Attributes:
+        source: which tokens it reads; -1: what is pooled to its target, in front of which it goes.
+        target: which result it goes to.
+    """
 
     source: int
     target: int

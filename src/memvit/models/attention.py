@@ -6,8 +6,7 @@ Parameters carry the names of the authors' checkpoints, so that theirs load with
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +14,15 @@ from torch import Tensor, nn
 
 from memvit.kernels.attention import AttentionTerm, RelativePositions, attention, masked_logit
 from memvit.kernels.backend import use_reference
-from memvit.kernels.branches import has_branches, run_branches
-from memvit.kernels.frozen import Stamp, frozen, stamp_of
+from memvit.kernels.branches import Begin, has_branches, run_branches
+from memvit.kernels.frozen import frozen, stamp_of
 from memvit.kernels.linear import Linear
 from memvit.kernels.norm import layer_norm
-from memvit.kernels.pooling import Front, Pooling, pool_norm
+from memvit.kernels.pooling import Pooling, pool_norm, pool_norm_each
 from memvit.models.config import MViTConfig, Size3
-from memvit.models.layer_memory import Compress, LayerMemory, Projected, SlotMasks
+from memvit.models.layer_memory import Compress, LayerMemory, SlotMasks
 from memvit.models.plan import BlockPlan, conv_output_size
 from memvit.models.positions import KeyGrid, PositionTables, relative_positions, resize_table
-from memvit.models.slots import append_in_room
 
 LAYER_NORM_EPS = 1e-6
 
@@ -39,21 +37,6 @@ def make_pooling(mode: str, channels: int, kernel: Size3, stride: Size3, bias: b
     if mode == "max":
         return nn.MaxPool3d(kernel, stride, padding)
     return nn.Conv3d(channels, channels, kernel, stride, padding, groups=channels, bias=bias)
-
-
-class Past(NamedTuple):
-    """What one layer looks back at in one step.
-
-    Attributes:
-        k, v: (B, slots, N', attention_dim), compressed and projected, oldest first; every `gap`-th is attended.
-        newest: keys and values of the newest of these clips, (B, N', dim), compressed.
-        projected: those of k and v that are remembered.
-    """
-
-    k: Tensor
-    v: Tensor
-    newest: tuple[Tensor, Tensor]
-    projected: Projected
 
 
 class PoolingAttention(nn.Module):
@@ -126,7 +109,7 @@ class PoolingAttention(nn.Module):
         memory: LayerMemory | None = None,
         slots: SlotMasks | None = None,
         *,
-        past: Callable[[], Past] | None = None,
+        begin: Begin | None = None,
         only_class: bool = False,
     ) -> tuple[Tensor, Size3, LayerMemory | None]:
         """Attends.
@@ -136,7 +119,7 @@ class PoolingAttention(nn.Module):
             grid: (time, height, width) of the tokens.
             memory: what this layer remembers; None where it has no memory.
             slots: which slots of it count; needed with memory.
-            past: waits for `look_back`, where that was begun ahead.
+            begin: of `beside`: does beside the rest what this clip's attention does not need.
             only_class: only the class token attends.
 
         Returns:
@@ -144,8 +127,8 @@ class PoolingAttention(nn.Module):
         """
         q_grid, k_grid = self.output_grid(grid), self.key_grid(grid)
         past_k = past_v = remembered = None
-        if memory is not None and self.keeps_projections():
-            q, k, v, past_k, past_v, remembered = self._attend_to_memory(x, grid, memory, past, only_class)
+        if memory is not None and self.keeps_projections(memory):
+            q, k, v, past_k, past_v, remembered = self._attend_to_memory(x, grid, memory, begin, only_class)
         elif memory is None and self.config.pool_first:
             _, (q, k, v) = self._pool_and_project(x, grid, only_class=only_class)
         else:
@@ -177,7 +160,7 @@ class PoolingAttention(nn.Module):
             past_v=None if past_v is None else self._heads(past_v),
             positions=positions,
             terms=[self._causal_term(q, grid, memory is not None)] if is_causal else (),
-            key_mask=self._key_mask(grid, slots if memory is not None else None, k.device),
+            key_mask=self.key_mask(grid, slots if memory is not None else None, k.device),
             dropout=self.attention_dropout if self.training else 0.0,
             residual_from=int(self.config.class_token) if residual == "add" else None,
         )
@@ -189,92 +172,85 @@ class PoolingAttention(nn.Module):
         """(B, N, C) -> (B, heads, N, head_dim)."""
         return t.unflatten(-1, (self.plan.num_heads, -1)).transpose(1, 2)
 
-    def keeps_projections(self) -> bool:
-        """Whether what is remembered is kept compressed and projected: the weights stay as they are."""
-        return not torch.is_grad_enabled() and self.config.memory.boundary == "mask" and not use_reference()
-
-    def look_back(self, memory: LayerMemory, grid: Size3, slots: SlotMasks) -> Past:
-        """What the layer looks back at, which takes nothing of the present clip, and can be worked out ahead.
-
-        Every past clip is compressed and projected once in its life, the newest one here.
+    def keeps_projections(self, memory: LayerMemory | None = None) -> bool:
+        """Whether what is remembered is kept compressed and projected: in inference mode, as no training can go on from that, and
+        without gradients where the memory has been kept so.
 
         Args:
-            memory: what this layer remembers.
-            grid: of the tokens of a clip.
-            slots: which slots count; is made to hold the mask of the layer's keys.
+            memory: of this layer; None: it is new.
         """
-        self._key_mask(grid, slots, memory.waiting_k.device)
-        older, stamp = self._older(memory, grid)
-        newest = zip(self._compressions(self.key_grid(grid)), memory.newest_attended(self.config.memory), strict=True)
-        first_k, first_v = (compress(t) for compress, t in newest)
-        k, v = (
-            torch.cat([slots, project(first)[:, None].to(slots.dtype)], dim=1)
-            for slots, project, first in ((older.k, self.k, first_k), (older.v, self.v, first_v))
-        )
-        return Past(k, v, (first_k, first_v), Projected(k[:, 1:], v[:, 1:], stamp))
+        if torch.is_grad_enabled() or self.config.memory.boundary != "mask" or use_reference():
+            return False
+        if memory is not None and (memory.projected is not None or memory.waiting_k.shape[1] == 0):
+            return True
+        if torch.compiler.is_compiling():  # which does not know of inference mode; a memory stays what it is
+            return memory is None
+        return torch.is_inference_mode_enabled()
 
-    def _older(self, memory: LayerMemory, grid: Size3) -> tuple[Projected, Stamp | None]:
-        """The clips before the newest attended one, projected, and the stamp of the weights that compress and project."""
+    def _attend_to_memory(
+        self, x: Tensor, grid: Size3, memory: LayerMemory, begin: Begin | None, only_class: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, LayerMemory]:
+        """Queries, keys and values, projected, and what the layer remembers after this clip.
+
+        Every clip is compressed and projected once in its life, in its own step: its keys and values are in the cache then,
+        weights are read once for both, and later steps find what they look back at as attention takes it.
+
+        Returns:
+            Queries; keys and values of this clip, and of the past ones, oldest first; the memory.
+        """
+        gap, key_grid = self.config.memory.gap, self.key_grid(grid)
+        memory = self._all_projected(memory, key_grid)
+        older = memory.projected
+        assert older is not None
+        if begin is None or not self.compresses:
+            kept, (q, k, v) = self._pool_and_project(x, grid, only_class=only_class, compresses=self.compresses)
+            num_present = int(self.config.class_token) + math.prod(key_grid)
+            num_first = kept[0].shape[1] - num_present  # none where nothing is compressed, and what is kept is the clip
+            first = slice(num_first or None)
+            remembered = memory.append_projected(
+                (kept[0][:, num_first:], kept[1][:, num_first:]),
+                (kept[0][:, first], kept[1][:, first]),
+                (k[:, first], v[:, first]),
+            )
+            k, v = k[:, num_first:], v[:, num_first:]
+        else:
+            kept, (q, k, v) = self._pool_and_project(x, grid, only_class=only_class)
+            remembered = begin(lambda: self._remember(kept, key_grid, memory))
+        past_k, past_v = (t[:, ::gap].flatten(1, 2).to(k.dtype) for t in (older.k, older.v))
+        return q, k, v, past_k, past_v, remembered
+
+    def _remember(self, present: tuple[Tensor, Tensor], key_grid: Size3, memory: LayerMemory) -> LayerMemory:
+        """What the layer remembers after this clip, whose keys and values are given, neither compressed nor projected."""
+        poolings, num_class = [self._compressing(name) for name in "kv"], int(self.config.class_token)
+        k, v = pool_norm_each(present, key_grid, poolings, num_class=num_class)
+        return memory.append_projected(present, (k, v), (self.k(k), self.v(v)))
+
+    def _all_projected(self, memory: LayerMemory, key_grid: Size3) -> LayerMemory:
+        """The memory with all clips compressed and projected by the present weights."""
         modules: list[Any] = [self.k, self.v]
         if self.compresses:
             modules += [self.compress_k, self.norm_compress_k, self.compress_v, self.norm_compress_v]
         stamp = stamp_of([p for module in modules for p in (module.weight, module.bias) if p is not None])
-        compressions = self._compressions(self.key_grid(grid))
-        return memory.older_projected(self.config.memory, compressions, (self.k, self.v), stamp), stamp
-
-    def _attend_to_memory(
-        self, x: Tensor, grid: Size3, memory: LayerMemory, past: Callable[[], Past] | None, only_class: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, LayerMemory]:
-        """Queries, keys and values, projected, and what the layer remembers after this clip.
-
-        Where the past was not worked out ahead, the newest clip that is attended is compressed into the rows in front of this
-        clip's keys and values, and projected with them: nothing is joined, and weights are read once.
-
-        Returns:
-            Queries; keys and values of this clip, and of that past one in front; those of the clips before it, oldest first
-            (None: there are none); the memory.
-        """
-        config = self.config.memory
-        if past is not None:
-            present, (q, k, v) = self._pool_and_project(x, grid, only_class=only_class)
-            seen = past()
-            remembered = memory.append_projected(config, present, seen.newest, seen.projected)
-            past_k, past_v = (t[:, :: config.gap].flatten(1, 2).to(k.dtype) for t in (seen.k, seen.v))
-            return q, k, v, past_k, past_v, remembered
-
-        older, stamp = self._older(memory, grid)
-        both, (q, k, v) = self._pool_and_project(x, grid, memory.newest_attended(config), only_class)
-        num_first = both[0].shape[1] - int(self.config.class_token) - math.prod(self.key_grid(grid))
-        new_k, new_v = (append_in_room(slots, t[:, None, :num_first]) for slots, t in ((older.k, k), (older.v, v)))
-        remembered = memory.append_projected(
-            config,
-            (both[0][:, num_first:], both[1][:, num_first:]),
-            (both[0][:, :num_first], both[1][:, :num_first]),
-            Projected(new_k, new_v, stamp),
-        )
-        if config.length == 1:
-            return q, k, v, None, None, remembered
-        past_k, past_v = (t[:, :: config.gap].flatten(1, 2).to(k.dtype) for t in (older.k, older.v))
-        return q, k, v, past_k, past_v, remembered
+        return memory.all_projected(self.config.memory, self._compressions(key_grid), (self.k, self.v), stamp)
 
     def _pool_and_project(
-        self, x: Tensor, grid: Size3, behind: tuple[Tensor, Tensor] | None = None, only_class: bool = False
+        self, x: Tensor, grid: Size3, *, only_class: bool = False, compresses: bool = False
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
         """Keys and values as they are remembered, and queries, those of the class token alone if wanted, keys and values
-        projected.
+        projected; where it `compresses`, what keys and values are compressed to comes in front of them.
         """
         if only_class:
-            k, v = self._pool_together("kv", x, grid, behind)
+            k, v = self._pool_together("kv", x, grid, compresses)
             return (k, v), (self.q(self._class_query(x)), self.k(k), self.v(v))
         if not has_branches(x):
-            q, k, v = self._pool_together("qkv", x, grid, behind)
+            q, k, v = self._pool_together("qkv", x, grid, compresses)
             return (k, v), (self.q(q), self.k(k), self.v(v))
 
         def queries() -> list[Tensor]:
             return [self.q(*self._pool_together("q", x, grid))]
 
         def keys_values() -> list[Tensor]:
-            k, v = self._pool_together("kv", x, grid, behind)
+            k, v = self._pool_together("kv", x, grid, compresses)
             return [k, v, *run_branches(x, [lambda: self.k(k), lambda: self.v(v)])]
 
         (k, v, projected_k, projected_v), (q,) = run_branches(x, [keys_values, queries])
@@ -317,28 +293,23 @@ class PoolingAttention(nn.Module):
         pooled = pool(x[:, num_class:].unflatten(1, grid).permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).flatten(1, 3)
         return torch.cat([x[:, :num_class], pooled], dim=1) if num_class else pooled
 
-    def _pool_together(
-        self, names: str, x: Tensor, grid: Size3, behind: tuple[Tensor, Tensor] | None = None
-    ) -> list[Tensor]:
-        """What is asked for of queries, keys and values of the same tokens; keys and values `behind` those of a past clip, which
-        are compressed.
+    def _pool_together(self, names: str, x: Tensor, grid: Size3, compresses: bool = False) -> list[Tensor]:
+        """What is asked for of queries, keys and values of the same tokens; where it `compresses`, keys and values behind what
+        they are compressed to.
         """
-        past = dict(zip("kv", behind, strict=True)) if behind is not None else {}
         learned = [name for name in names if isinstance(getattr(self, f"pool_{name}"), nn.Conv3d)]
         poolings = [self._pooling(name) for name in learned]
         num_class, key_grid = int(self.config.class_token), self.key_grid(grid)
-        fronts: list[Front | None] = [None] * len(learned)
-        if self.compresses:
-            for i, name in enumerate(learned):
-                if name in past:
-                    fronts[i] = Front(past.pop(name), key_grid, self._compressing(name))
-        found = dict(zip(learned, pool_norm(x, grid, poolings, num_class=num_class, fronts=fronts), strict=True))
-        pooled = [found[name] if name in found else self._pool(name, x, grid) for name in names]
-        for name, first in past.items():
-            i = names.index(name)
-            first = self._compression(name, key_grid)(first).to(pooled[i].dtype)
-            pooled[i] = torch.cat([first, pooled[i]], dim=1)
-        return pooled
+        compressions = [self._compressing(name) if compresses and name != "q" else None for name in learned]
+        found = dict(
+            zip(learned, pool_norm(x, grid, poolings, num_class=num_class, compressions=compressions), strict=True)
+        )
+        for name in names:
+            if name not in found:
+                pooled = found[name] = self._pool(name, x, grid)
+                if compresses and name != "q":
+                    found[name] = torch.cat([self._compression(name, key_grid)(pooled).to(pooled.dtype), pooled], dim=1)
+        return [found[name] for name in names]
 
     def _pooling(self, name: str) -> Pooling:
         conv, norm = getattr(self, f"pool_{name}"), getattr(self, f"norm_{name}")
@@ -397,7 +368,7 @@ class PoolingAttention(nn.Module):
         entry = torch.arange(k_grid[0], device=q.device).repeat_interleave(k_grid[1] * k_grid[2])
         return AttentionTerm(values[None, None], F.pad(entry, (num_past + num_class, 0), value=-1))
 
-    def _key_mask(self, grid: Size3, slots: SlotMasks | None, device: torch.device) -> Tensor | None:
+    def key_mask(self, grid: Size3, slots: SlotMasks | None, device: torch.device) -> Tensor | None:
         """Which keys take part in the softmax, bool (B or 1, num_keys); None: all of them."""
         num_class = int(self.config.class_token)
         hides_class_token = self.config.causal and num_class > 0

@@ -5,18 +5,17 @@ Parameters carry the names of the authors' checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from memvit.kernels.branches import Begin
 from memvit.kernels.linear import MLP, Linear
 from memvit.kernels.max_pooling import max_pool
 from memvit.kernels.norm import add_layer_norm, layer_norm
 from memvit.kernels.patches import patch_embed
 from memvit.kernels.residual_mlp import residual_mlp
-from memvit.models.attention import LAYER_NORM_EPS, Past, PoolingAttention
+from memvit.models.attention import LAYER_NORM_EPS, PoolingAttention
 from memvit.models.checkpointing import recomputed
 from memvit.models.config import MViTConfig, Size3
 from memvit.models.heads import BoxAttention
@@ -71,19 +70,19 @@ class Block(nn.Module):
         memory: LayerMemory | None,
         slots: SlotMasks,
         *,
-        past: Callable[[], Past] | None = None,
+        begin: Begin | None = None,
         recompute_mlp: bool = False,
         only_class: bool = False,
     ) -> tuple[Tensor, Size3, LayerMemory | None]:
         """(B, N, dim) tokens -> (B, N', out_dim), their grid, and the layer's memory after this clip.
 
         Args:
-            past: waits for `PoolingAttention.look_back`, where that was begun ahead.
+            begin: of `beside`, for what may be done beside the rest.
             recompute_mlp: compute what is inside the MLP again in the backward pass.
             only_class: of the tokens, only the class token is wanted: N' is 1. What is remembered is the same.
         """
         n = layer_norm(x, self.norm1)
-        attended, out_grid, remembered = self.attn(n, grid, memory, slots, past=past, only_class=only_class)
+        attended, out_grid, remembered = self.attn(n, grid, memory, slots, begin=begin, only_class=only_class)
         if only_class:
             x, n = x[:, :1], n[:, :1]
         shortcut = self.proj(n) if self.plan.dim != self.plan.attention_dim else x

@@ -2,14 +2,14 @@
 
 With pipelined compression the newest `gap` clips wait uncompressed; an entry is compressed when it is first attended, inside
 that step's graph, so that the compression learns, and the result replaces it for good. So a step compresses one past clip,
-whatever the memory length. Where no gradients are wanted, the older clips are kept projected as well (`Projected`), and a step
-projects one past clip too: what is remembered costs its attention and nothing else.
+whatever the memory length. In inference mode none waits: a clip is compressed and projected in its own step, while its keys and
+values are in the cache, and kept so (`Projected`). What is remembered costs its attention and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,10 +30,10 @@ def _identity(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Projected:
-    """Older clips of one layer as attention takes them, kept beside what they follow from: at inference, weights stay.
+    """The clips of one layer as attention takes them, kept beside what they follow from: at inference, weights stay.
 
     Attributes:
-        k, v: (B, slots - gap, N', attention_dim), compressed and projected, oldest first.
+        k, v: (B, slots, N', attention_dim), compressed and projected, oldest first.
         stamp: of the weights that made them; None: they serve whatever the weights are (empty slots, compiled models).
     """
 
@@ -47,9 +47,10 @@ class LayerMemory:
     """What one layer remembers of B streams; slots run from the oldest clip to the newest.
 
     Attributes:
-        waiting_k, waiting_v: (B, slots, N, dim), the newest clips, as they were.
+        waiting_k, waiting_v: (B, slots, N, dim), the newest clips, as they were; in inference mode none, unless compression
+            is not pipelined.
         compressed_k, compressed_v: (B, slots, N', dim), the older clips; no slots unless compression is pipelined.
-        projected: the clips but the newest `gap` ones, projected; None where they have to be projected when they are attended.
+        projected: the clips projected; None where they have to be projected when they are attended.
     """
 
     waiting_k: Tensor
@@ -57,6 +58,11 @@ class LayerMemory:
     compressed_k: Tensor
     compressed_v: Tensor
     projected: Projected | None = None
+
+    @property
+    def num_slots(self) -> int:
+        """How many clips it has room for."""
+        return self.waiting_k.shape[1] + self.compressed_k.shape[1]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> LayerMemory:
         """Applies a function to all tensors."""
@@ -111,6 +117,9 @@ class LayerMemory:
             if config.compression == "joint":
                 k, v = _per_clip(compress_k, k), _per_clip(compress_v, v)
             return Attended(k, v, self.compressed_k, self.compressed_v)
+        if self.waiting_k.shape[1] < gap:  # inference has compressed the others
+            k, v = self.compressed_k, self.compressed_v
+            return Attended(k[:, ::gap], v[:, ::gap], k[:, 1:], v[:, 1:])
         first_k, first_v = compress_k(self.waiting_k[:, 0])[:, None], compress_v(self.waiting_v[:, 0])[:, None]
         # A forgotten clip is zeros before compression, which the compression turns into its bias: that is what the
         # release attends one step later, and zeros after that. Under boundary="mask" neither is seen.
@@ -125,66 +134,65 @@ class LayerMemory:
             append_slot(self.compressed_v, kept_v),
         )
 
-    def newest_attended(self, config: MemoryConfig) -> tuple[Tensor, Tensor]:
-        """Keys and values, (B, N, dim), of the newest clip that this step attends, as they were."""
-        return self.waiting_k[:, -config.gap], self.waiting_v[:, -config.gap]
-
-    def older_projected(
+    def all_projected(
         self,
         config: MemoryConfig,
         compress: tuple[Compress, Compress],
         project: tuple[Compress, Compress],
         stamp: Stamp | None,
-    ) -> Projected:
-        """The clips before that one, projected, where the weights stay as they are and boundaries are masked.
+    ) -> LayerMemory:
+        """The memory with all clips projected, where the weights stay as they are and boundaries are masked.
 
         Args:
             compress, project: for keys and values: (n, N, dim) -> (n, N', dim), and (n, N, dim) -> (n, N, attention_dim).
             stamp: of the weights; what other weights have projected is projected anew.
         """
-        older = self.projected
-        if older is not None and (older.stamp is None or older.stamp == stamp):
-            return older
-        waiting, compressed = (self.waiting_k, self.waiting_v), (self.compressed_k, self.compressed_v)
-        pipelined = config.compression == "pipelined"
-        k, v = (
-            _per_clip(project[i], compressed[i] if pipelined else _per_clip(compress[i], waiting[i][:, : -config.gap]))
-            for i in range(2)
-        )
-        return Projected(k, v, stamp)
+        projected = self.projected
+        if projected is not None and (projected.stamp is None or projected.stamp == stamp):
+            return self if projected.stamp == stamp else replace(self, projected=replace(projected, stamp=stamp))
+        waiting = [self.waiting_k, self.waiting_v]
+        compressed = [self.compressed_k, self.compressed_v]
+        entries = [_per_clip(compress[i], waiting[i]) if waiting[i].shape[1] else compressed[i] for i in range(2)]
+        if config.compression == "pipelined" and waiting[0].shape[1]:
+            entries = [torch.cat([compressed[i].to(entries[i].dtype), entries[i]], dim=1) for i in range(2)]
+        if config.compression == "pipelined":
+            waiting, compressed = [t[:, :0] for t in waiting], entries
+        k, v = (_per_clip(project[i], entries[i]) for i in range(2))
+        return LayerMemory(waiting[0], waiting[1], compressed[0], compressed[1], Projected(k, v, stamp))
 
     def append_projected(
         self,
-        config: MemoryConfig,
         present: tuple[Tensor, Tensor],
-        newest: tuple[Tensor, Tensor],
-        projected: Projected,
+        compressed: tuple[Tensor, Tensor],
+        projected: tuple[Tensor, Tensor],
     ) -> LayerMemory:
-        """The memory after this clip, what was projected in this step included.
+        """The memory after this clip, of one that is `all_projected`.
 
         Args:
-            present: this clip's keys and values, (B, N, dim).
-            newest: `newest_attended`, compressed.
-            projected: slots of clips that will be older than the newest one, `newest` among them.
+            present, compressed, projected: this clip's keys and values, (B, N, dim), (B, N', dim), (B, N', attention_dim).
         """
-        kept = [self.compressed_k, self.compressed_v]
-        if config.compression == "pipelined":
-            # A single one may be a view: what it is a part of is remembered anyway.
-            append = append_slot if self.compressed_k.shape[1] == 1 else append_in_room
-            kept = [append(slots, t[:, None]) for slots, t in zip(kept, newest, strict=True)]
+        older = self.projected
+        assert older is not None
         return LayerMemory(
             append_slot(self.waiting_k, present[0][:, None]),
             append_slot(self.waiting_v, present[1][:, None]),
-            kept[0],
-            kept[1],
-            projected,
+            append_in_room(self.compressed_k, compressed[0][:, None]),
+            append_in_room(self.compressed_v, compressed[1][:, None]),
+            Projected(
+                append_in_room(older.k, projected[0][:, None]),
+                append_in_room(older.v, projected[1][:, None]),
+                older.stamp,
+            ),
         )
 
     def append(self, k: Tensor, v: Tensor, attended: Attended) -> LayerMemory:
         """The memory after this clip, whose keys and values (B, N, dim) enter the newest slot, detached."""
+        # Where clips were compressed ahead, one less is compressed now, and one more waits.
+        is_one_less = attended.kept_compressed_k.shape[1] < self.compressed_k.shape[1]
+        keep = _and_one_more if is_one_less else append_slot
         return LayerMemory(
-            append_slot(self.waiting_k, k[:, None]),
-            append_slot(self.waiting_v, v[:, None]),
+            keep(self.waiting_k, k[:, None]),
+            keep(self.waiting_v, v[:, None]),
             attended.kept_compressed_k,
             attended.kept_compressed_v,
         )
@@ -250,15 +258,20 @@ def empty_layer(
         like: a tensor with the wanted dtype and device.
         projected_dim: width of projected keys and values; None: they are not kept.
     """
-    pipelined = config.compression == "pipelined"
-    num_waiting = min(config.gap, config.num_slots) if pipelined else config.num_slots
+    num_waiting = config.num_slots
+    if config.compression == "pipelined":
+        num_waiting = min(config.gap, config.num_slots) if projected_dim is None else 0
     waiting = like.new_zeros(batch_size, num_waiting, num_tokens, dim)
     compressed = like.new_zeros(batch_size, config.num_slots - num_waiting, num_compressed_tokens, dim)
     projected = None
     if projected_dim is not None:
-        slots = like.new_zeros(batch_size, config.num_slots - config.gap, num_compressed_tokens, projected_dim)
+        slots = like.new_zeros(batch_size, config.num_slots, num_compressed_tokens, projected_dim)
         projected = Projected(slots, slots.clone(), None)
     return LayerMemory(waiting, waiting.clone(), compressed, compressed.clone(), projected)
+
+
+def _and_one_more(slots: Tensor, new: Tensor) -> Tensor:
+    return torch.cat([slots, new.detach().to(slots.dtype)], dim=1)
 
 
 def _per_clip(compress: Compress, entries: Tensor) -> Tensor:

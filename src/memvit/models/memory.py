@@ -160,6 +160,8 @@ class Memory:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> Memory:
         """Takes over a saved state, in place, keeping this memory's device and dtype, and returns itself.
 
+        What was saved in training goes on in inference mode, where no clip waits (`LayerMemory`), and the other way round.
+
         Raises:
             ValueError: names or shapes of another model, clip size or number of streams; nothing is changed then.
         """
@@ -176,7 +178,7 @@ class Memory:
         loaded = {}
         for name, tensor in own.items():
             new = state[name]
-            if new.shape != tensor.shape:
+            if not _holds_the_same(name, own, state):
                 raise ValueError(
                     f"the saved memory has {name} of shape {tuple(new.shape)}, this one {tuple(tensor.shape)}"
                 )
@@ -248,6 +250,12 @@ class Memory:
 
     def _check_alike(self, other: Memory) -> None:
         ours, theirs = self._named_tensors(), other._named_tensors()
+        layers = list(zip(self.layers.values(), other.layers.values(), strict=False))
+        if any(a.waiting_k.shape[1] != b.waiting_k.shape[1] and a.num_slots == b.num_slots for a, b in layers):
+            raise ValueError(
+                "a memory of training, whose newest clips wait to be compressed, cannot be joined with one of inference mode: "
+                "have the model take a step with each of them alone first, in the same mode"
+            )
         alike = self.clip_grid == other.clip_grid and set(ours) == set(theirs)
         for name, tensor in ours.items():
             is_box = name.startswith("box_layers")
@@ -258,6 +266,20 @@ class Memory:
                 "memories of different models or clip sizes cannot be joined "
                 f"(token grids {self.clip_grid} and {other.clip_grid})"
             )
+
+
+def _holds_the_same(name: str, own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether one of a memory's tensors holds as much in two memories; waiting and compressed slots count together."""
+    partner = name
+    if name.startswith("layers."):
+        was, is_now = ("waiting", "compressed") if "waiting" in name else ("compressed", "waiting")
+        partner = name.replace(was, is_now)
+
+    def size(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+        num_slots = tensors[name].shape[1] + (tensors[partner].shape[1] if partner != name else 0)
+        return tensors[name].shape[0], num_slots, *tensors[name].shape[2:]
+
+    return own[name].dim() == other[name].dim() and size(own) == size(other)
 
 
 def _compact(tensor: Tensor) -> Tensor:

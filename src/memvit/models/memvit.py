@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -14,11 +13,11 @@ from torch import Tensor, nn
 
 from memvit.kernels import cpu
 from memvit.kernels.backend import compute_dtype, use_reference
-from memvit.kernels.branches import Begin, ahead, hand_over, has_branches, run_branches
+from memvit.kernels.branches import Begin, beside, hand_over, has_branches, run_branches
 from memvit.kernels.frozen import thaw
 from memvit.kernels.norm import layer_norm
 from memvit.kernels.status import status
-from memvit.models.attention import LAYER_NORM_EPS, Past
+from memvit.models.attention import LAYER_NORM_EPS
 from memvit.models.blocks import Block, BoxBlock, PatchEmbed
 from memvit.models.checkpointing import Recompute, parse_recompute, run_block
 from memvit.models.config import MViTConfig, Size3
@@ -251,19 +250,15 @@ class MeMViT(HubModel):
             thaw(self.parameters())  # an optimiser will change them
 
         slots = memory.slot_masks(self.config.memory)
-        looking = self._looking_back(memory, slots, grid) if has_branches(clips) else {}
         layers: dict[int, LayerMemory] = {}
 
         def run(blocks: list[Block], x: Tensor, grid: Size3, begin: Begin | None = None) -> tuple[Tensor, Size3]:
             for block in blocks:
                 index, attention_dropout = block.plan.index, block.attn.attention_dropout if self.training else 0.0
                 inputs = x, grid, memory.layers.get(index), slots
-                if begin is not None and index + 1 in looking:
-                    looking[index + 1] = begin(looking[index + 1])  # beside this block
-                if index in looking:
-                    x, grid, remembered = block(*inputs, past=looking[index])
-                elif only_class and block is self.blocks[-1]:
-                    x, grid, remembered = block(*inputs, only_class=True)
+                ends = only_class and block is self.blocks[-1]
+                if ends or begin is not None:
+                    x, grid, remembered = block(*inputs, begin=begin, only_class=ends)
                 else:
                     x, grid, remembered = run_block(block, self._recompute, attention_dropout, *inputs)
                 if remembered is not None:
@@ -272,11 +267,10 @@ class MeMViT(HubModel):
 
         blocks = self._trunk()
         num_looking = max([0, *[i + 1 for i, block in enumerate(blocks) if block.plan.has_memory]])
-        if looking:
-            with ahead(clips) as begin:
-                x = self._embed(clips, grid)
-                if 0 in looking:
-                    looking[0] = begin(looking[0])
+        if has_branches(clips) and not torch.is_grad_enabled():
+            embed, mask = (lambda: self._embed(clips, grid)), (lambda: self._mask_keys(memory, slots, grid))
+            x, _ = run_branches(clips, [embed, mask])
+            with beside(clips) as begin:
                 x, grid = run(blocks[:num_looking], x, grid, begin)
         else:
             x, grid = run(blocks[:num_looking], self._embed(clips, grid), grid)
@@ -302,15 +296,12 @@ class MeMViT(HubModel):
         x = self.pos_drop(x)
         return self.norm_stem(x) if self.config.norm_stem else x
 
-    def _looking_back(self, memory: Memory, slots: SlotMasks, grid: Size3) -> dict[int, Callable[[], Past]]:
-        """What works out what each layer looks back at, for clips with this grid of tokens."""
-        looking: dict[int, Callable[[], Past]] = {}
+    def _mask_keys(self, memory: Memory, slots: SlotMasks, grid: Size3) -> None:
+        """Has the masks of all layers' keys made, which `slots` keeps, for clips with this grid of tokens."""
         for block in self._trunk():
-            layer = memory.layers.get(block.plan.index)
-            if layer is not None and block.attn.keeps_projections():
-                looking[block.plan.index] = functools.partial(block.attn.look_back, layer, grid, slots)
+            if block.plan.has_memory:
+                block.attn.key_mask(grid, slots, memory.device)
             grid = block.attn.output_grid(grid)
-        return looking
 
     def _forward_boxes(
         self, tokens: Tensor, grid: Size3, boxes: Sequence[Tensor], memory: Memory, slots: SlotMasks
@@ -360,8 +351,12 @@ class MeMViT(HubModel):
                 "them with Memory.cat"
             )
         num_box_layers = len(self.box_blocks) if self.config.memory.length else 0
+        # Clips wait to be compressed while a gap lasts, all of them if that is done anew at every step.
+        is_pipelined = self.config.memory.compression == "pipelined"
+        most, least = (self.config.memory.gap, 0) if is_pipelined else (self.config.memory.num_slots,) * 2
         same_model = (
             set(memory.layers) == set(self.config.memory_layers)
+            and all(least <= layer.waiting_k.shape[1] <= most for layer in memory.layers.values())
             and memory.valid.shape[1] == self.config.memory.num_slots
             and len(memory.box_layers) == num_box_layers
         )

@@ -72,12 +72,12 @@ struct memvit_pooling {
 
 struct memvit_pool_call {
   int64_t batch, channels, num_class;
-  const memvit_volume* volumes;
+  const memvit_volume* volumes;  // tokens to pool, then results of pooling them, which may be pooled once more
   int64_t num_volumes;
   const memvit_pooling* poolings;
   int64_t num_poolings;
-  int32_t dtype;        // of all x
-  int32_t out_dtype;
+  int32_t dtype;        // of the first volume
+  int32_t out_dtype;    // of all results
 };
 
 // The largest value of each channel in a window; class tokens pass it by.

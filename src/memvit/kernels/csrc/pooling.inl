@@ -1,6 +1,8 @@
 // Depthwise 3-D convolution of tokens, channels last, and LayerNorm of every head's channels.
 // Included inside a namespace, after norm.inl.
 
+constexpr int64_t NORM_COST = 8;  // of a token's norm, in taps
+
 template <typename T, typename U>
 struct PoolNorm {
   const memvit_pool_call& call;
@@ -151,46 +153,54 @@ struct PoolNorm {
   }
 };
 
-// The rows of some volumes, one volume after the other. A row of inputs is where one row of outputs of some or all poolings
-// begins: what one has read the next finds in cache.
+// How many inputs a pooling finds within the volume, `n` long, around an output.
+static int64_t taps_within(const memvit_pooling& pool, int axis, int64_t out, int64_t n) {
+  const int64_t from = out * pool.stride[axis] - pool.padding[axis];
+  return smaller(from + pool.kernel[axis], n) - (from < 0 ? 0 : from);
+}
+
+// The rows of some volumes of one grid, the same row of all of them one after the other. A row of inputs is where one row of
+// outputs of some or all poolings begins: what one has read the next finds in cache.
 template <typename T, typename U>
 struct PoolRows {
   const memvit_pool_call& call;
   int64_t first, end;  // of the volumes
 
-  int64_t num(int64_t v) const { return call.batch * call.volumes[v].grid[0] * call.volumes[v].grid[1]; }
-
-  void run(int64_t from, int64_t until) const {
+  // Work is shared out by what it costs: outputs at a clip's beginning have fewer taps than others. Does what begins between two
+  // costs, or adds all costs up.
+  int64_t run(int64_t from, int64_t until, bool only_adds) const {
     static thread_local Scratch scratch;
-    int64_t v = first, before = 0;
-    for (int64_t i = from; i < until; i++) {
-      while (i - before >= num(v)) before += num(v++);
-      const PoolNorm<T, U> pool_norm{call, call.volumes[v]};
-      const int64_t T0 = call.volumes[v].grid[0], H0 = call.volumes[v].grid[1], row = i - before;
-      const int64_t b = row / (T0 * H0), from_t = row / H0 % T0, from_h = row % H0;
-      for (int64_t p = 0; p < call.num_poolings; p++) {
-        const memvit_pooling& pool = call.poolings[p];
-        if (pool.source == v && from_t % pool.stride[0] == 0 && from_h % pool.stride[1] == 0)
-          pool_norm.row(pool, b, from_t / pool.stride[0], from_h / pool.stride[1], scratch);
-      }
-    }
+    const int64_t T0 = call.volumes[first].grid[0], H0 = call.volumes[first].grid[1];
+    int64_t cost = 0;
+    for (int64_t b = 0; b < call.batch; b++)
+      for (int64_t t = 0; t < T0; t++)
+        for (int64_t h = 0; h < H0; h++)
+          for (int64_t v = first; v < end; v++)
+            for (int64_t p = 0; p < call.num_poolings; p++) {
+              const memvit_pooling& pool = call.poolings[p];
+              if (pool.source != v || t % pool.stride[0] || h % pool.stride[1]) continue;
+              const int64_t out_t = t / pool.stride[0], out_h = h / pool.stride[1], at = cost;
+              cost += taps_within(pool, 0, out_t, T0) * taps_within(pool, 1, out_h, H0) * pool.kernel[2] * pool.out_grid[2] + NORM_COST * pool.out_grid[2];
+              if (only_adds || at < from) continue;
+              if (at >= until) return cost;
+              PoolNorm<T, U>{call, call.volumes[v]}.row(pool, b, out_t, out_h, scratch);
+            }
+    return cost;
+  }
+
+  void share(memvit_parallel_for parallel_for) const {
+    parallel_for(0, run(0, 0, true), 1, [](int64_t begin, int64_t until, void* context) {
+      const FlushToZero flush;
+      static_cast<const PoolRows*>(context)->run(begin, until, false);
+    }, const_cast<PoolRows*>(this));
   }
 };
 
+// What pools results waits for all of these. Most of what a thread reads then it has written itself.
 template <typename T, typename U>
 static int32_t run_pool_norm(const memvit_pool_call& call, memvit_parallel_for parallel_for) {
-  // What goes in front, keys and values of a past clip, is shared out together: outputs at a clip's beginning have fewer taps
-  // than others, so that two threads had less to do with one half than with the other.
-  for (int64_t v = 0, end; v < call.num_volumes; v = end) {
-    end = v ? call.num_volumes : 1;
-    const PoolRows<T, U> rows{call, v, end};
-    int64_t num = 0;
-    for (int64_t i = v; i < end; i++) num += rows.num(i);
-    parallel_for(0, num, 4, [](int64_t begin, int64_t until, void* context) {
-      const FlushToZero flush;
-      static_cast<const PoolRows<T, U>*>(context)->run(begin, until);
-    }, const_cast<PoolRows<T, U>*>(&rows));
-  }
+  PoolRows<T, U>{call, 0, 1}.share(parallel_for);
+  if (call.num_volumes > 1) PoolRows<U, U>{call, 1, call.num_volumes}.share(parallel_for);
   return 0;
 }
 
@@ -201,6 +211,9 @@ int32_t pool_norm(const memvit_pool_call* call, memvit_parallel_for parallel_for
     for (int axis = 0; axis < 2; axis++)  // every row of outputs must begin at a row of inputs, and the other way round
       if ((call->volumes[pool.source].grid[axis] - 1) / pool.stride[axis] + 1 != pool.out_grid[axis]) return 1;
   }
+  for (int64_t v = 2; v < call->num_volumes; v++)
+    for (int axis = 0; axis < 3; axis++)
+      if (call->volumes[v].grid[axis] != call->volumes[1].grid[axis]) return 1;
   if (call->dtype == MEMVIT_FLOAT32)
     return call->out_dtype == MEMVIT_FLOAT32 ? run_pool_norm<float, float>(*call, parallel_for)
                                              : run_pool_norm<float, bf16>(*call, parallel_for);
