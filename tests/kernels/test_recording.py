@@ -223,20 +223,70 @@ def test_a_kernel_that_reads_what_nobody_keeps_cannot_be_recorded() -> None:
         found.note_kernel("layer_norm", call)
 
 
-def test_only_after_the_step_what_may_wait() -> None:
-    calls = []
+def appending(x: Tensor, slots: Tensor) -> list[Tensor]:
+    recorder = active_recorder()
+    appended = None if recorder is None else recorder.append(slots, x[:, None])
+    return [x + 1, torch.cat([slots[:, 1:], x[:, None]], dim=1) if appended is None else appended]
 
-    def late(x: Tensor, y: Tensor) -> Tensor:
-        calls.append(active_recorder())
-        return x + y
 
-    def step(x: Tensor) -> list[Tensor]:
-        y = x * 2
-        recorder = active_recorder()
-        sums = late(x, y) if recorder is None else recorder.run_last(late, x, y)
-        return [sums, y + 1]
+def empty_slots(num_streams: int, num_slots: int, spare: int) -> Tensor:
+    return torch.zeros(num_streams, num_slots + spare, 2, 3)[:, :num_slots]
 
-    program = check(step, numbers(3, 4))
-    assert calls.count(None) == len(calls)
-    last, _ = program._pieces[-1]
-    assert last.call.function is late  # type: ignore[union-attr]
+
+def record_appending(slots: Tensor) -> Program:
+    x = numbers(len(slots), 2, 3)
+    with torch.inference_mode(), recording([x, slots]) as recorder:
+        outputs = appending(x, slots)
+    return Program(recorder, outputs, Workspace())
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 6])
+@pytest.mark.parametrize(("num_streams", "spare"), [(1, 0), (3, 4)])
+def test_slots_are_appended_to_and_stay_what_they_were(num_streams: int, spare: int, num_slots: int) -> None:
+    slots = empty_slots(num_streams, num_slots, spare)
+    program = record_appending(slots.clone() if num_streams == 1 else empty_slots(num_streams, num_slots, spare))
+    results, given, expected, storages = [], [slots], [slots], set()
+    for step in range(14):
+        x = numbers(num_streams, 2, 3, seed=step)
+        earlier = (results[-1], 1) if results else (None, 0)
+        results.append(program([x] if results else [x, slots], *earlier))
+        given.append(results[-1].tensor(1))
+        expected.append(appending(x, expected[-1])[1])
+        assert torch.equal(results[-1].tensor(0), x + 1)
+        storages.add(given[-1].untyped_storage().data_ptr())
+    for found, right in zip(given, expected, strict=True):
+        assert torch.equal(found, right)
+    assert len(storages) <= 3  # 14 steps: a room has space for five windows
+
+
+def test_two_go_on_from_one_result() -> None:
+    slots = empty_slots(1, 2, 0)
+    program = record_appending(slots.clone())
+    a, b, c, d = (numbers(1, 2, 3, seed=i) for i in range(4))
+    start = program([a, slots])
+    one, other = program([b], start, 1), program([c], start, 1)
+    one, other = program([d], one, 1), program([d], other, 1)
+    assert torch.equal(start.tensor(1), torch.stack([torch.zeros_like(a), a], dim=1))
+    assert torch.equal(one.tensor(1), torch.stack([b, d], dim=1))
+    assert torch.equal(other.tensor(1), torch.stack([c, d], dim=1))
+
+
+def test_slots_without_room_are_copied() -> None:
+    for slots in (empty_slots(2, 3, 0), numbers(1, 4, 3, 2).transpose(2, 3)):
+        with torch.inference_mode(), recording([slots]) as recorder:
+            assert recorder.append(slots, numbers(len(slots), 1, 2, 3)) is None
+            assert recorder.append(slots + 1, numbers(len(slots), 1, 2, 3)) is None  # nobody gave it
+
+
+def test_operators_may_read_what_is_appended() -> None:
+    def step(x: Tensor, slots: Tensor) -> list[Tensor]:
+        _, appended = appending(x, slots)
+        return [appended.cumsum(dim=1), appended]
+
+    x, slots = numbers(1, 2, 3), numbers(1, 4, 2, 3, seed=5)
+    given = slots.clone()
+    with torch.inference_mode(), recording([x, given]) as recorder:
+        outputs = step(x, given)
+    program = Program(recorder, outputs, Workspace())
+    sums, expected = program([x, slots]).tensor(0), step(x, slots)[0]
+    torch.testing.assert_close(sums, expected)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import gc
 import logging
 import pickle
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from memvit import Memory, MeMViT, OnlineRecognizer
 from memvit.kernels import cpu
@@ -118,6 +121,39 @@ def test_a_memory_is_one_whoever_looks_at_it(look: Callable[[Memory], Memory]) -
         torch.testing.assert_close(seen.state_dict()[name], tensor, rtol=0, atol=1e-5)
     forgotten = memory.forget([True])
     torch.testing.assert_close(step(clip(5)[None], forgotten)[0], model(clip(5)[None], expected.forget([True]))[0])
+
+
+@torch.inference_mode()
+def test_a_memory_that_is_looked_at_goes_on_where_it_is() -> None:
+    model = for_kernels(memory_length=3)
+    step = RecordedOnCpu(model, clip(0)[None], model.new_memory(1), Workspace())
+    memory = model.new_memory(1)
+    places = set()
+    for i in range(12):
+        _, memory = step(clip(i)[None], memory)
+        seen = Memory.cat([memory])  # another object with these tensors
+        places.add(seen.layers[0].compressed_k.untyped_storage().data_ptr())
+        memory = seen
+    assert len(places) <= 3
+    other = dataclasses.replace(memory, valid=memory.valid.clone())  # not all of its tensors are the step's
+    for given in (memory, other, memory.clone()):
+        torch.testing.assert_close(step(clip(12)[None], given)[0], model(clip(12)[None], memory)[0])
+
+
+@torch.inference_mode()
+def test_a_memory_that_nobody_has_any_more_is_gone() -> None:
+    model = for_kernels(memory_length=3)
+    step = RecordedOnCpu(model, clip(0)[None], model.new_memory(1), Workspace())
+    _, memory = step(clip(0)[None], model.new_memory(1))
+    _, memory = step(clip(1)[None], memory.forget([False]))
+    storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in memory.tensors() if tensor.numel()]
+    gc.disable()
+    try:
+        assert not any(storage.expired() for storage in storages)
+        del memory
+        assert all(storage.expired() for storage in storages)
+    finally:
+        gc.enable()
 
 
 def test_logits_keep_nothing_else_in_memory() -> None:

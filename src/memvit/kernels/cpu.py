@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Array, Structure, byref, c_float, c_int32, c_int64, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -229,6 +229,13 @@ def run_program(program: Structure, bases: Any) -> None:
     assert isinstance(_loaded, _Library)
     failed = _loaded.handle.memvit_run_program(byref(program), bases, _level, _loaded.parallel_for)
     assert failed == -1, f"kernel {failed} of a recorded step does not take its shapes"
+
+
+def open_windows(windows: Array[Any], bases: Any, room: Tensor, position: int, is_new: bool) -> None:
+    """Says where what a recorded step returns lies in a room for it, see `program`."""
+    assert isinstance(_loaded, _Library)
+    start = c_void_p(room.data_ptr())
+    _loaded.handle.memvit_open_windows(windows, c_int64(len(windows)), bases, start, c_int64(position), int(is_new))
 
 
 def _tokens(t: Tensor) -> _Tokens:

@@ -1,7 +1,8 @@
 """Runs what `recording` noted: kernels without Python in between, on tensors that lie elsewhere each time.
 
 What a step makes for itself lies in one block, whose parts are used again as soon as what was there is no longer needed.
-What it returns lies in a block of its own, made anew each time: a result stays what it is when the step runs again.
+What it returns lies in a block of its own, made anew each time, or, slots of past clips, in a room (`rooms`): a result stays
+what it is when the step runs again.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from memvit.kernels import cpu
 from memvit.kernels.recording import KernelCall, OperatorCall, Part, Place, Recorder
-
-ALIGNMENT = 64  # a line of cache
+from memvit.kernels.rooms import ALIGNMENT, Room, Windows, aligned
 
 # In the order of memvit_cpu.h.
 _KERNELS = ("copy", "attention", "pool_norm", "max_pool", "layer_norm", "linear", "mlp", "patches")
@@ -87,6 +87,7 @@ class Program:
         found = [recorder.find(tensor) for tensor in outputs]
         self._num_bytes, self._num_result_bytes, where = _lay_out(recorder.places, {p.place for p in found if p})
         self._num_bases = 2 + sum(place.kind != "made" for place in recorder.places)
+        self._windows = Windows(recorder.appends, where)
 
         def based(part: Part) -> Part:
             base, offset = where[part.place]
@@ -129,6 +130,10 @@ class Program:
             run = _Run([workspace, block, *inputs, *[None] * (self._num_bases - 2 - len(inputs))], self._num_inputs)
             if earlier is not None:
                 run.take(earlier, first, len(inputs))
+            run.room, run.position = self._windows.open(
+                run.bases, None if earlier is None else (earlier.room, earlier.position)
+            )
+            run.windows = self._windows.by_base
             for piece, unneeded in self._pieces:
                 if isinstance(piece, _Segment):
                     piece.run(run.bases)
@@ -140,18 +145,34 @@ class Program:
             for i, output in enumerate(self._outputs):
                 if isinstance(output, Tensor):
                     made[i] = output
-                elif output.place != _RESULTS:
+                elif output.place != _RESULTS and output.place not in self._windows.by_base:
                     made[i] = run.tensor(output)
-            return Results(block, self._outputs, made)
+            return Results(block, self._outputs, made, self._windows, run.room, run.position)
 
 
 class Results:
-    """What a program computed. Most of its tensors are made when they are asked for: who runs on asks for few."""
+    """What a program computed. Most of its tensors are made when they are asked for: who runs on asks for few.
 
-    def __init__(self, block: Tensor, outputs: Sequence[Tensor | Part], made: dict[int, Tensor]) -> None:
+    Attributes:
+        room, position: where its windows lie; None: there are none.
+    """
+
+    def __init__(
+        self,
+        block: Tensor,
+        outputs: Sequence[Tensor | Part],
+        made: dict[int, Tensor],
+        windows: Windows,
+        room: Room | None,
+        position: int,
+    ) -> None:
         self._block, self._outputs, self._made = block, outputs, made
+        self._others = dict(made)  # that lie neither in the block nor in the room
+        self.room, self.position = room, position
+        self._all_windows, self._windows = windows, windows.by_base
         self._start = block.data_ptr()
-        self._numbers: dict[torch.dtype, Tensor] = {}
+        self._room_start = 0 if room is None else room.block.data_ptr()
+        self._numbers: dict[tuple[bool, torch.dtype], Tensor] = {}
 
     def __len__(self) -> int:
         return len(self._outputs)
@@ -160,15 +181,37 @@ class Results:
         """One of the outputs."""
         if i not in self._made:
             part = self._part(i)
-            if part.dtype not in self._numbers:
-                self._numbers[part.dtype] = self._block.view(part.dtype)
-            start = part.offset // part.dtype.itemsize
-            self._made[i] = self._numbers[part.dtype].as_strided(part.size, part.stride, start)
+            is_window = part.place in self._windows
+            block = self.room.block if is_window and self.room is not None else self._block
+            numbers = self._numbers.get((is_window, part.dtype))
+            if numbers is None:
+                numbers = self._numbers[is_window, part.dtype] = _numbers(block, part.dtype)
+            start = self._offset(part) // part.dtype.itemsize
+            self._made[i] = numbers.as_strided(part.size, part.stride, start)
         return self._made[i]
+
+    def holds(self, i: int, tensor: Tensor) -> bool:
+        """Whether a tensor is one of the outputs, or an equal view of it."""
+        output = self._others.get(i, self._outputs[i])
+        if isinstance(output, Tensor):
+            return output is tensor
+        alike = (output.size, output.stride, output.dtype) == (tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        return alike and tensor.data_ptr() == self.address(i)
+
+    def without_tensors(self) -> Results:
+        """The same, without the tensors that were made when they were asked for."""
+        return Results(self._block, self._outputs, dict(self._others), self._all_windows, self.room, self.position)
 
     def address(self, i: int) -> int:
         """Where it begins."""
-        return self._made[i].data_ptr() if i in self._made else self._start + self._part(i).offset
+        if i in self._made:
+            return self._made[i].data_ptr()
+        part = self._part(i)
+        return (self._room_start if part.place in self._windows else self._start) + self._offset(part)
+
+    def _offset(self, part: Part) -> int:
+        window = self._windows.get(part.place)
+        return part.offset if window is None else window[0] + self.position * window[1] + part.offset
 
     def _part(self, i: int) -> Part:
         part = self._outputs[i]
@@ -184,6 +227,9 @@ class _Run:
         self.bases = (c_void_p * len(tensors))(*[None if t is None else t.data_ptr() for t in tensors])
         self._num_inputs = num_inputs
         self._earlier: tuple[Results, int] | None = None
+        self.room: Room | None = None
+        self.position = 0
+        self.windows: dict[int, tuple[int, int]] = {}
 
     def take(self, earlier: Results, first: int, num_known: int) -> None:
         """Takes the inputs from the results of an earlier run, but for those that are known."""
@@ -206,8 +252,8 @@ class _Run:
         """A part of what there is."""
         base = self._base(part.place)
         size = part.dtype.itemsize
-        if part.place in (_WORKSPACE, _RESULTS):  # blocks of bytes
-            base = base[: base.numel() // size * size].view(part.dtype)
+        if part.place in (_WORKSPACE, _RESULTS) or part.place in self.windows:  # blocks of bytes
+            base = _numbers(base, part.dtype)
         elif part.offset == 0 and base.shape == part.size and base.stride() == part.stride:
             return base
         is_result = part.place >= 2 + self._num_inputs  # whose parts count from their storage's start
@@ -216,6 +262,10 @@ class _Run:
 
     def _base(self, place: int) -> Tensor:
         base = self.tensors[place]
+        if base is None and place in self.windows:
+            assert self.room is not None
+            offset, slot_bytes = self.windows[place]
+            base = self.tensors[place] = self.room.block[offset + self.position * slot_bytes :]
         if base is None:
             assert self._earlier is not None
             earlier, shift = self._earlier
@@ -253,7 +303,7 @@ def _lay_out(places: Sequence[Place], returned: set[int]) -> tuple[int, int, lis
             num_bases += 1
         elif i in returned:
             where[i] = _RESULTS, num_result_bytes
-            num_result_bytes += _aligned(place.num_bytes)
+            num_result_bytes += aligned(place.num_bytes)
         else:
             temporary.append(i)
     # The largest first, each as far in front as what is needed at the same time lets it.
@@ -267,10 +317,11 @@ def _lay_out(places: Sequence[Place], returned: set[int]) -> tuple[int, int, lis
                 break
             start = max(start, other_end)
         where[i] = _WORKSPACE, start
-        laid.append((start, start + _aligned(place.num_bytes), place))
+        laid.append((start, start + aligned(place.num_bytes), place))
         laid.sort(key=lambda entry: entry[0])
     return max((end for _, end, _ in laid), default=0), num_result_bytes, where
 
 
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
+def _numbers(block: Tensor, dtype: torch.dtype) -> Tensor:
+    """A block of bytes as numbers."""
+    return block[: block.numel() // dtype.itemsize * dtype.itemsize].view(dtype)

@@ -46,14 +46,15 @@ class Place:
 
     Attributes:
         start, num_bytes: where it was while the step was recorded. Later another one may have been there.
-        kind: "input": what the step was given; "made": room that it asked for; "result": where an operator put its result.
+        kind: "input": what the step was given; "made": room that it asked for; "result": where an operator put its result;
+            "window": of `Append`.
         first, last: steps between which it is needed.
         storage: tells whether it is still there.
     """
 
     start: int
     num_bytes: int
-    kind: Literal["input", "made", "result"]
+    kind: Literal["input", "made", "result", "window"]
     first: int
     last: int
     storage: StorageWeakRef
@@ -85,6 +86,23 @@ class KernelCall(NamedTuple):
     pointers: list[Pointer]
 
 
+class Append(NamedTuple):
+    """Slots that the step returns: those that it was given, but for the oldest, and behind them a new one that it writes.
+
+    Attributes:
+        slots, result: places of both.
+        slot_bytes, num_slots, batch: of a slot of one stream, slots, streams.
+        stride_bytes: from one stream to the next.
+    """
+
+    slots: int
+    result: int
+    slot_bytes: int
+    num_slots: int
+    batch: int
+    stride_bytes: int
+
+
 class OperatorCall(NamedTuple):
     """An operator, or another function of tensors.
 
@@ -109,6 +127,7 @@ class Recorder(TorchDispatchMode):
     Attributes:
         places: in the order of their making, `inputs` first.
         steps: in their order.
+        appends: what `append` was asked for.
         kept: tensors that will be the same the next time.
     """
 
@@ -120,10 +139,10 @@ class Recorder(TorchDispatchMode):
         self.steps: list[KernelCall | OperatorCall] = []
         self.kept: list[Tensor] = []
         self._unplaced: list[tuple[str, int]] = []  # kernels, and addresses that they are to get each time
-        self._last_steps: list[OperatorCall] = []
+        self.appends: list[Append] = []
 
     def finish(self, held: Sequence[Any]) -> None:
-        """Puts what was noted by `run_last` behind all other steps.
+        """Checks that all is there the next time.
 
         Args:
             held: what of `frozen` the step uses, which will be there the next time.
@@ -131,9 +150,6 @@ class Recorder(TorchDispatchMode):
         Raises:
             CannotRecordError: a kernel reads what nobody keeps.
         """
-        for step in self._last_steps:
-            self._append(step)
-        self._last_steps.clear()
         self.kept += [leaf for leaf in tree_leaves(held) if isinstance(leaf, Tensor)]
         storages = [t.untyped_storage() for t in self.kept if t.layout == torch.strided]
         ranges = [range(storage.data_ptr(), storage.data_ptr() + storage.nbytes()) for storage in storages]
@@ -148,11 +164,32 @@ class Recorder(TorchDispatchMode):
         found = self._place_at(tensor.data_ptr())
         return None if found is None else Part(*found, tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
-    def run_last(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """Calls a function of which nothing but its result matters, and that only after the step; noted as one call."""
-        with _disable_current_modes(), _recorder_set(None):
-            result = function(*tensors)
-        self._last_steps.append(self._operator_call(function, tensors, {}, result))
+    def append(self, slots: Tensor, new: Tensor) -> Tensor | None:
+        """Slots without the oldest and with a new one behind the others, most of which need not be copied when the step is run
+        again; None: they are none that the step was given, or have no room behind them.
+
+        Args:
+            slots: (B, slots, ...), of several streams with room for at least one slot more before the next stream's.
+            new: (B, 1, ...).
+        """
+        part = self.find(slots)
+        if part is None or part.offset or self.places[part.place].kind != "input":
+            return None
+        num_streams, num_slots = slots.shape[:2]
+        slot = slots[0, 0]
+        is_dense = slot.is_contiguous() and (num_slots == 1 or slots.stride(1) == slot.numel())
+        if not is_dense or (num_streams > 1 and slots.stride(0) < (num_slots + 1) * slot.numel()):
+            return None
+        with _disable_current_modes():
+            result = torch.empty_strided(slots.shape, slots.stride(), dtype=slots.dtype)
+            result[:, :-1] = slots[:, 1:]
+        place = self._add(result, "window")
+        assert place is not None
+        size = slots.element_size()
+        self.appends.append(
+            Append(part.place, place, slot.numel() * size, num_slots, num_streams, slots.stride(0) * size)
+        )
+        result[:, -1:].copy_(new)
         return result
 
     def note_kernel(self, name: str, call: Structure) -> None:
@@ -263,7 +300,7 @@ class Recorder(TorchDispatchMode):
                 if self.find(leaf) is None:
                     self.kept.append(leaf)
 
-    def _add(self, tensor: Tensor, kind: Literal["made", "result"]) -> int | None:
+    def _add(self, tensor: Tensor, kind: Literal["made", "result", "window"]) -> int | None:
         if not tensor.numel():
             return None
         storage, now = tensor.untyped_storage(), len(self.steps)

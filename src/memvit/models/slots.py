@@ -48,17 +48,19 @@ def append_in_room(slots: Tensor, new: Tensor) -> Tensor:
     """`append_slot` that copies no slots but `new`, if there is room, and copies `new` even to a single slot.
 
     A view would keep alive all that it is a part of. Where gradients are wanted, and on GPUs, whose recorded steps keep their
-    slots in one place, all slots are copied.
+    slots in one place, all slots are copied. Steps recorded on CPUs have such rooms of their own (`memvit.kernels.program`).
     """
     num = slots.shape[1]
     if num == 0:
         return slots
-    in_room = num >= MIN_SLOTS and slots.device.type == "cpu" and not torch.is_grad_enabled()
-    if not in_room or torch.compiler.is_compiling():
-        return torch.cat([slots[:, 1:], new.detach().to(slots.dtype)], dim=1)
-    recorder = active_recorder()
+    recorder = None if torch.compiler.is_compiling() else active_recorder()
     if recorder is not None:
-        return recorder.run_last(append_in_room, slots, new)
+        appended = recorder.append(slots, new)
+        if appended is not None:
+            return appended
+    in_room = num >= MIN_SLOTS and slots.device.type == "cpu" and not torch.is_grad_enabled()
+    if recorder is not None or not in_room or torch.compiler.is_compiling():
+        return torch.cat([slots[:, 1:], new.detach().to(slots.dtype)], dim=1)
     room, first = _windows.get(slots, (None, 0))
     # Tensors of inference mode are written to in it alone.
     if (

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from memvit.kernels import cpu
 from memvit.kernels.backend import use_reference
@@ -28,6 +29,9 @@ class RecordedOnCpu:
         memory: empty, of B streams.
         workspace: to compute in; several steps may share one.
 
+    Attributes:
+        num_heads: logits that come before the memory among the program's results.
+
     Raises:
         CannotRecordError: the step does what cannot be recorded.
     """
@@ -43,7 +47,7 @@ class RecordedOnCpu:
             logits, self._after = step(inputs[0], expected[1].with_tensors(inputs[1:]))
         self._is_tuple = isinstance(logits, tuple)
         heads = logits if isinstance(logits, tuple) else (logits,)
-        self._num_heads = len(heads)
+        self.num_heads = len(heads)
         self._program = Program(recorder, [*heads, *self._after.tensors()], workspace)
         self._stamps = memory_stamps(self._after)
         self._settings = kernel_settings()
@@ -73,17 +77,17 @@ class RecordedOnCpu:
         earlier = _results_by(self, memory) if self._is_steady else None
         with torch.autocast("cpu", enabled=False):
             if earlier is not None:
-                results = self._program([clips], earlier, self._num_heads)
+                results = self._program([clips], earlier, self.num_heads)
             else:
                 tensors = zip(memory.tensors(), self._layouts[1:], strict=True)
                 results = self._program([clips, *[_laid_out(tensor, *layout) for tensor, layout in tensors]])
         # Copies: who keeps logits does not want to keep all that lies beside them.
-        heads = tuple(results.tensor(i).clone() for i in range(self._num_heads))
+        heads = tuple(results.tensor(i).clone() for i in range(self.num_heads))
         return heads if self._is_tuple else heads[0], _Remembered(self, results)
 
     def memory_of(self, results: Results) -> Memory:
         """The memory after a step."""
-        return self._after.with_tensors([results.tensor(i) for i in range(self._num_heads, len(results))])
+        return self._after.with_tensors([results.tensor(i) for i in range(self.num_heads, len(results))])
 
 
 class _Remembered(Memory):
@@ -110,7 +114,9 @@ class _Remembered(Memory):
     def _make(self) -> None:
         step, results = self.__dict__.get("_step"), self.__dict__.get("_results")
         if step is not None and results is not None:  # otherwise another thread has been here
-            self.__dict__.update(step.memory_of(results).__dict__)
+            made = step.memory_of(results)
+            _looked_at[made.valid] = step, results.without_tensors()  # which would keep this key alive
+            self.__dict__.update(made.__dict__)
             self.__class__ = Memory  # type: ignore[assignment]
             self.__dict__.pop("_step", None), self.__dict__.pop("_results", None)
 
@@ -118,11 +124,19 @@ class _Remembered(Memory):
 _ATTRIBUTES = frozenset(field.name for field in dataclasses.fields(Memory))
 
 
+# Of memories that somebody has looked at: the step, and what it computed.
+_looked_at = WeakTensorKeyDictionary()
+
+
 def _results_by(step: RecordedOnCpu, memory: Memory) -> Results | None:
-    """What a step computed, if the memory is the one after that, and nobody has looked at it."""
-    if not isinstance(memory, _Remembered) or memory.__dict__.get("_step") is not step:
+    """What a step computed, if the memory is the one after that."""
+    if isinstance(memory, _Remembered):
+        return memory.__dict__.get("_results") if memory.__dict__.get("_step") is step else None
+    by, results = _looked_at.get(memory.valid, (None, None))
+    if by is not step or results is None:
         return None
-    return memory.__dict__.get("_results")
+    # One that was put together from several may have some of its tensors.
+    return results if all(results.holds(*found) for found in enumerate(memory.tensors(), step.num_heads)) else None
 
 
 Settings = tuple[object, ...]

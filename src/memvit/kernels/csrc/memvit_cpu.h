@@ -187,6 +187,14 @@ struct memvit_program {
   int64_t num_pointers;
 };
 
+// Slots that a step returns: those that it was given, but for the oldest, and behind them room for one that it writes itself.
+struct memvit_window {
+  int64_t slots, result;                 // bases: what was given, and what is returned
+  int64_t offset;                        // of its first window in the room
+  int64_t slot_bytes, num_slots, batch;
+  int64_t slots_stride, result_stride;   // from one stream to the next, in bytes
+};
+
 // The best instruction set of this processor that there are kernels for: 0 none, 1 AVX2, 2 AVX-512, 3 AVX-512 with bfloat16,
 // 4 that and AMX's tiles.
 __attribute__((visibility("default"))) int32_t memvit_best_level(void);
@@ -199,6 +207,10 @@ __attribute__((visibility("default"))) int32_t memvit_layer_norm(const memvit_no
 __attribute__((visibility("default"))) int32_t memvit_linear(const memvit_linear_call* call, int32_t level, memvit_parallel_for parallel_for);
 __attribute__((visibility("default"))) int32_t memvit_mlp(const memvit_mlp_call* call, int32_t level, memvit_parallel_for parallel_for);
 __attribute__((visibility("default"))) int32_t memvit_patches(const memvit_patch_call* call, int32_t level, memvit_parallel_for parallel_for);
+
+// Sets bases[result] to the windows that are `position` slots further than the first ones in a room; where the room is new, copies
+// the slots that stay.
+__attribute__((visibility("default"))) void memvit_open_windows(const memvit_window* windows, int64_t num_windows, char** bases, char* room, int64_t position, int32_t is_new);
 
 // Runs the steps in their order; -1: done, else the first one that is not supported.
 __attribute__((visibility("default"))) int64_t memvit_run_program(const memvit_program* program, char* const* bases, int32_t level, memvit_parallel_for parallel_for);

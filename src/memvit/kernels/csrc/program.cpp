@@ -78,6 +78,18 @@ int32_t run(const memvit_program_step& step, int32_t level, memvit_parallel_for 
 
 }  // namespace
 
+extern "C" void memvit_open_windows(const memvit_window* windows, int64_t num_windows, char** bases, char* room,
+                                    int64_t position, int32_t is_new) {
+  for (const memvit_window* w = windows; w != windows + num_windows; w++) {
+    char* to = room + w->offset + position * w->slot_bytes;
+    if (is_new)
+      for (int64_t b = 0; b < w->batch; b++)
+        std::memcpy(to + b * w->result_stride, bases[w->slots] + b * w->slots_stride + w->slot_bytes,
+                    (w->num_slots - 1) * w->slot_bytes);
+    bases[w->result] = to;
+  }
+}
+
 extern "C" int64_t memvit_run_program(const memvit_program* program, char* const* bases, int32_t level,
                                       memvit_parallel_for parallel_for) {
   for (int64_t i = 0; i < program->num_pointers; i++) {
