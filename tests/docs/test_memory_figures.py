@@ -62,12 +62,13 @@ def test_sizes_are_those_that_the_page_names(figures: ModuleType) -> None:
     assert uncompressed == [m * (masks + waiting) for m in lengths]
 
     text, answers = (" ".join((ROOT / "docs" / name).read_text().split()) for name in ("how-memory-works.md", "faq.md"))
-    assert f"{pipelined[2] / 1e6:.1f} MB a stream for `memvit_16x4` with M = 2" in answers
+    assert f"in training {pipelined[2] / 1e6:.1f} MB a stream for `memvit_16x4` with M = 2" in answers
     assert f"{compressed / 1e6:.1f} MB for each clip more" in answers
     assert f"{compressed / 1e6:.1f} MB" in text
-    with torch.no_grad():  # as at inference
-        (projected,) = figures.bytes_by_length("memvit_16x4", "pipelined", (2,))
+    with torch.inference_mode():
+        one, projected = figures.bytes_by_length("memvit_16x4", "pipelined", (1, 2))
     assert f"M = 2 takes {projected / 1e6:.1f} MB instead of {pipelined[2] / 1e6:.1f}" in text
+    assert f"in inference mode {projected / 1e6:.1f} MB, {one / 1e6:.1f} for each clip" in answers
     assert f"takes {pipelined[3] / 1e6:.0f} MB in place of {uncompressed[3] / 1e6:.0f}" in text
 
 

@@ -96,7 +96,7 @@ class ModelSummary:
         boundary: what a clip sees of another video.
         support_clips: how many clips back one can change a prediction: layers x M x gap.
         support_s: the same and the clip itself, in seconds of video, for clips that follow one another.
-        memory_bytes: what one stream's memory holds, float32.
+        memory_bytes, training_memory_bytes: what one stream's memory holds in inference mode and in training, float32.
     """
 
     name: str
@@ -122,6 +122,7 @@ class ModelSummary:
     support_clips: int
     support_s: float
     memory_bytes: int
+    training_memory_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -154,8 +155,16 @@ def describe(config: MViTConfig, name: str = "") -> ModelSummary:
         boundary=memory.boundary,
         support_clips=config.support_clips,
         support_s=config.support_s,
-        memory_bytes=_meta_model(config).new_memory(1).nbytes if memory.length else 0,
+        memory_bytes=_memory_bytes(config, for_inference=True),
+        training_memory_bytes=_memory_bytes(config, for_inference=False),
     )
+
+
+def _memory_bytes(config: MViTConfig, for_inference: bool) -> int:
+    if not config.memory.length:
+        return 0
+    with torch.inference_mode(mode=for_inference):
+        return _meta_model(config).new_memory(1).nbytes
 
 
 def format_summary(summary: ModelSummary) -> Table:
@@ -188,7 +197,8 @@ def format_summary(summary: ModelSummary) -> Table:
         f"{_giga(s.macs_without_memory)} without memory: memory costs {_percent(_more(s.macs, s.macs_without_memory))}",
     )
     apart = f", {s.gap} clips apart" if s.gap > 1 else ""
-    table.add_row("memory", f"M = {s.memory_length} past clips a layer{apart}; {s.memory_bytes / 1e6:.1f} MB a stream")
+    size = f"{s.memory_bytes / 1e6:.1f} MB a stream, in training {s.training_memory_bytes / 1e6:.1f}"
+    table.add_row("memory", f"M = {s.memory_length} past clips a layer{apart}; {size}")
     boxes = f", and {s.box_depth} over boxes" if s.box_depth else ""
     layers = ", ".join(map(str, s.memory_layers))
     table.add_row("memory layers", f"{len(s.memory_layers)} of {s.depth} ({layers}){boxes}")
