@@ -56,15 +56,16 @@ struct PoolNorm {
       }
   }
 
-  // L outputs of any kernel and stride, NUM vectors of channels: every filter value that is loaded serves all of them. Numbers
-  // known when compiled keep the sums in registers.
-  template <int L, int NUM>
-  void taps(const memvit_pooling& pool, int64_t b, int64_t t, int64_t h, int64_t w, int64_t channel, int64_t filter,
-            float* conv) const {
-    const int64_t C = call.channels, c = pool.head_channels;
-    Vec acc[L][NUM];
-    for (int l = 0; l < L; l++)
-      for (int v = 0; v < NUM; v++) acc[l][v] = set1(0);
+  // What L outputs of any kernel and stride take: for every tap that meets the volume, its filter and where its inputs lie.
+  struct Taps {
+    const T** inputs;       // (taps, L)
+    const float** filters;  // (taps,)
+    int64_t num;
+  };
+
+  template <int L>
+  void find_taps(const memvit_pooling& pool, int64_t b, int64_t t, int64_t h, int64_t w, const T* zeros, Taps& taps) const {
+    taps.num = 0;
     for (int64_t i = 0; i < pool.kernel[0]; i++) {
       const int64_t from_t = t * pool.stride[0] + i - pool.padding[0];
       if (from_t < 0 || from_t >= volume.grid[0]) continue;
@@ -73,16 +74,30 @@ struct PoolNorm {
         if (from_h < 0 || from_h >= volume.grid[1]) continue;
         const int64_t row = call.num_class + (from_t * volume.grid[1] + from_h) * volume.grid[2];
         for (int64_t k = 0; k < pool.kernel[2]; k++) {
-          const float* weight = pool.weight + ((i * pool.kernel[1] + j) * pool.kernel[2] + k) * c + filter;
-          Vec weights[NUM];
-          for (int v = 0; v < NUM; v++) weights[v] = load(weight + v * W);
           for (int l = 0; l < L; l++) {
             const int64_t from_w = (w + l) * pool.stride[2] + k - pool.padding[2];
-            if (from_w < 0 || from_w >= volume.grid[2]) continue;
-            const T* x = token(b, row + from_w) + channel;
-            for (int v = 0; v < NUM; v++) acc[l][v] = fma(load(x + v * W), weights[v], acc[l][v]);
+            taps.inputs[taps.num * L + l] = from_w < 0 || from_w >= volume.grid[2] ? zeros : token(b, row + from_w);
           }
+          taps.filters[taps.num++] = pool.weight + ((i * pool.kernel[1] + j) * pool.kernel[2] + k) * pool.head_channels;
         }
+      }
+    }
+  }
+
+  // L outputs, NUM vectors of channels: every filter value that is loaded serves all of them. Numbers known when compiled keep
+  // the sums in registers.
+  template <int L, int NUM>
+  static inline void sum_taps(const Taps& taps, int64_t channel, int64_t filter, float* conv, int64_t C) {
+    Vec acc[L][NUM];
+    for (int l = 0; l < L; l++)
+      for (int v = 0; v < NUM; v++) acc[l][v] = set1(0);
+    for (int64_t n = 0; n < taps.num; n++) {
+      const float* weight = taps.filters[n] + filter;
+      Vec weights[NUM];
+      for (int v = 0; v < NUM; v++) weights[v] = load(weight + v * W);
+      for (int l = 0; l < L; l++) {
+        const T* x = taps.inputs[n * L + l] + channel;
+        for (int v = 0; v < NUM; v++) acc[l][v] = fma(load(x + v * W), weights[v], acc[l][v]);
       }
     }
     for (int l = 0; l < L; l++)
@@ -90,15 +105,17 @@ struct PoolNorm {
   }
 
   template <int L>
-  void sparse(const memvit_pooling& pool, int64_t b, int64_t t, int64_t h, int64_t w, float* conv) const {
+  void sparse(const memvit_pooling& pool, int64_t b, int64_t t, int64_t h, int64_t w, const T* zeros, Taps& taps,
+              float* conv) const {
     constexpr int MOST = MR / 2;  // vectors at a time
-    const int64_t c = pool.head_channels;
-    for (int64_t head = 0; head < call.channels; head += c)
+    const int64_t C = call.channels, c = pool.head_channels;
+    find_taps<L>(pool, b, t, h, w, zeros, taps);
+    for (int64_t head = 0; head < C; head += c)
       for (int64_t i = 0; i < c;) {
         const int64_t left = (c - i) / W;
-        if (left >= MOST) taps<L, MOST>(pool, b, t, h, w, head + i, i, conv), i += MOST * W;
-        else if (left >= 2) taps<L, 2>(pool, b, t, h, w, head + i, i, conv), i += 2 * W;
-        else taps<L, 1>(pool, b, t, h, w, head + i, i, conv), i += W;
+        if (left >= MOST) sum_taps<L, MOST>(taps, head + i, i, conv, C), i += MOST * W;
+        else if (left >= 2) sum_taps<L, 2>(taps, head + i, i, conv, C), i += 2 * W;
+        else sum_taps<L, 1>(taps, head + i, i, conv, C), i += W;
       }
   }
 
@@ -110,9 +127,11 @@ struct PoolNorm {
 
   void row(const memvit_pooling& pool, int64_t b, int64_t t, int64_t h, Scratch& scratch) const {
     const int64_t C = call.channels, width = pool.out_grid[2];
-    Parts parts{scratch.reserve(4 * (STEP * C + C) + 4 * 64)};
+    const int64_t num_taps = pool.kernel[0] * pool.kernel[1] * pool.kernel[2];
+    Parts parts{scratch.reserve(4 * (STEP * C + C) + 5 * 8 * num_taps + 6 * 64)};
     float* conv = parts.take<float>(STEP * C);
     T* zeros = parts.take<T>(C);
+    Taps taps{parts.take<const T*>(4 * num_taps), parts.take<const float*>(num_taps), 0};
     for (int64_t i = 0; i < C; i++) zeros[i] = T(0);
     const int64_t first = call.num_class + (t * pool.out_grid[1] + h) * width;
     const bool is_dense = pool.kernel[2] == 3 && pool.stride[2] == 1 && pool.kernel[0] * pool.kernel[1] <= 32;
@@ -126,10 +145,10 @@ struct PoolNorm {
       if (!is_dense) {
         num = smaller(4, width - w);
         switch (num) {
-          case 1: sparse<1>(pool, b, t, h, w, conv); break;
-          case 2: sparse<2>(pool, b, t, h, w, conv); break;
-          case 3: sparse<3>(pool, b, t, h, w, conv); break;
-          default: sparse<4>(pool, b, t, h, w, conv); break;
+          case 1: sparse<1>(pool, b, t, h, w, zeros, taps, conv); break;
+          case 2: sparse<2>(pool, b, t, h, w, zeros, taps, conv); break;
+          case 3: sparse<3>(pool, b, t, h, w, zeros, taps, conv); break;
+          default: sparse<4>(pool, b, t, h, w, zeros, taps, conv); break;
         }
       } else {
         const int64_t left = width - w;
