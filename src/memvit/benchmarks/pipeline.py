@@ -95,7 +95,7 @@ def decode(recognizer: OnlineRecognizer, path: Path) -> int:
                 waiting, num_clips = [], num_clips + 1
 
     with VideoReader(path) as reader:
-        for frame in reader:
+        for frame in reader.read(sampler.shows):
             take(sampler.push(frame))
     take(sampler.finish())
     return num_clips + bool(waiting)

@@ -122,7 +122,10 @@ class ClipDecoder:
         while True:
             start_s = max(0.0, sampler.earliest_s - back_off_s)
             # Many videos are read at a time, so threads within each would only get into each other's way.
-            with VideoReader(self.video.path, start_s, threads=1) as video, closing(_iterate(video)) as frames:
+            with (
+                VideoReader(self.video.path, start_s, threads=1) as video,
+                closing(video.read(sampler.shows)) as frames,
+            ):
                 first = _first(frames, needed=start_s == 0)
                 if first is not None and (start_s == 0 or not sampler.begins_before(first)):
                     yield video, chain([first], frames)
@@ -182,7 +185,7 @@ class _Clips:
             self.num_taken += 1
 
 
-def _iterate(reader: VideoReader | ImageFolderReader) -> Generator[Frame, None, None]:
+def _iterate(reader: ImageFolderReader) -> Generator[Frame, None, None]:
     frames = iter(reader)
     assert isinstance(frames, Generator)
     return frames

@@ -19,7 +19,7 @@ from memvit.online.engine import StepEngine
 from memvit.online.prediction import ClipPrediction
 from memvit.online.state_file import pack_frame, read_state, unpack_frame, write_state
 from memvit.online.stream import ClipGrid, FrameClip, ReadyClip, StreamState
-from memvit.video import ClipTransform, Frame, Prefetcher, TimeSampler
+from memvit.video import ClipTransform, Frame, Prefetcher, TimeSampler, VideoReader
 
 logger = logging.getLogger(__name__)
 
@@ -239,6 +239,8 @@ class OnlineRecognizer:
         state = self._state(stream)
         # The thread's sampler runs ahead of the state, so it is no part of it.
         sampler = self._samplers.pop(stream, None) or self._new_sampler(state)
+        if isinstance(frames, VideoReader) and self.max_gap_s is None:
+            frames = frames.read(sampler.shows)
         with Prefetcher(self._sample(frames, sampler, end_s), prefetch) as sampled:
             for index, pixels, restart_s in sampled:
                 clips = [] if restart_s is None else state.restart(restart_s)

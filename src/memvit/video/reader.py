@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
 from types import TracebackType
 from typing import Self
@@ -17,6 +17,7 @@ from av.video.stream import VideoStream
 
 from memvit.video.errors import VideoError, check_file, check_range, empty_range, without_password
 from memvit.video.frames import Frame, VideoInfo
+from memvit.video.skipping import skip_unseen
 
 logger = logging.getLogger(__name__)
 
@@ -107,14 +108,24 @@ class VideoReader:
         )
 
     def __iter__(self) -> Iterator[Frame]:
+        return self.read()
+
+    def read(self, shows: Callable[[float, float], bool] | None = None) -> Generator[Frame, None, None]:
+        """Iterate over the frames, or over those that somebody looks at.
+
+        Args:
+            shows: whether anybody looks at what is on display from one time to another (s), as `TimeSampler.shows`; None: always.
+                Frames at which nobody does may be left out, which saves decoding them; the first and the last one of the range
+                come all the same.
+        """
         if self._closed:
             raise VideoError(f"{self.path} was closed: open it again to read it")
         self.warning = None
         # The first pass goes on with the decoder that read the first frame; another pass needs a fresh one.
         decoder, self._decoder = self._decoder, None
-        return self._read(decoder or _Decoder(self._source, self._threads))
+        return self._read(decoder or _Decoder(self._source, self._threads), shows)
 
-    def _read(self, decoder: _Decoder) -> Iterator[Frame]:
+    def _read(self, decoder: _Decoder, shows: Callable[[float, float], bool] | None) -> Generator[Frame, None, None]:
         num_frames = 0
         last_s = 0.0
         try:
@@ -127,6 +138,8 @@ class VideoReader:
                 if self.end_s is not None and last_s >= self.end_s:
                     break
                 num_frames += 1
+                # Whoever samples the video goes by its first and its last frame, too.
+                decoder.shows = shows and _or_last(shows, self.end_s)
                 yield frame
             self.warning = decoder.warning()
         finally:
@@ -149,6 +162,10 @@ class VideoReader:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _or_last(shows: Callable[[float, float], bool], end_s: float | None) -> Callable[[float, float], bool]:
+    return lambda from_s, until_s: (end_s is not None and until_s >= end_s) or shows(from_s, until_s)
 
 
 def open_container(
@@ -196,6 +213,7 @@ class _Decoder:
         self.source = path
         self.path = without_password(path)
         self.threads = threads
+        self.shows: Callable[[float, float], bool] | None = None  # from when on pictures may be skipped
         self._open()
         rate = self.stream.guessed_rate or self.stream.average_rate
         average = self.stream.average_rate or rate
@@ -226,6 +244,7 @@ class _Decoder:
 
     def _start_over(self) -> None:
         self.origin: int | None = None  # pts of the first frame of the video
+        self.is_restarted = False  # whether the clock started anew somewhere
         self.last_s: float | None = None
         self.end_s = 0.0
         self.reached_end = False
@@ -302,7 +321,8 @@ class _Decoder:
         failures = 0
         while failures <= MAX_DEMUX_FAILURES:
             try:
-                for packet in self.container.demux(self.stream):
+                packets = self.container.demux(self.stream)
+                for packet in skip_unseen(packets, self.stream.codec_context, self._seen):
                     if waiting and not packet.is_keyframe:
                         continue
                     if waiting:
@@ -321,6 +341,19 @@ class _Decoder:
                 failures += 1
         yield from self._decode(None)
         self.reached_end = True
+
+    def _seen(self) -> Callable[[int, int | None], bool] | None:
+        """What tells whether a picture is seen, by its time stamp and the next one's; None: nothing does."""
+        shows, origin, is_timed = self.shows, self.origin, self.container.format.name not in UNTIMED_FORMATS
+        if shows is None or origin is None or self.is_restarted or self.decode_times or not is_timed:
+            return None
+
+        def is_seen(stamp: int, following: int | None) -> bool:
+            if following is None:
+                return True
+            return shows(float((stamp - origin) * self.time_base), float((following - origin) * self.time_base))
+
+        return is_seen
 
     def _decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
         try:
@@ -356,6 +389,7 @@ class _Decoder:
                 if self.last_s is not None and time_s < self.last_s - CLOCK_RESTART_S:
                     shift_s += after_s - time_s
                     time_s = after_s
+                    self.is_restarted = True
             if self.last_s is not None and time_s <= self.last_s:
                 logger.debug("%s: left out a frame that repeats the time %.3f s", self.path, time_s)
                 continue

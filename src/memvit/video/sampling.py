@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Generic, Protocol, TypeVar
 
@@ -66,6 +68,12 @@ class TimeSampler(Generic[F]):
     def time_of(self, index: int) -> float:
         """The instant ``t_k`` in seconds. Multiplied, not added up, so hours of video do not drift."""
         return self.start_s + index * self.period_s
+
+    def shows(self, from_s: float, until_s: float) -> bool:
+        """Whether there is an instant at which a frame that is on display from one time to another is shown."""
+        # A little more than that, as times in files are rounded.
+        index = max(0, math.ceil((from_s - 2 * self._tolerance_s - self.start_s) / self.period_s))
+        return self.time_of(index) < until_s + self._tolerance_s
 
     def push(self, frame: F) -> list[tuple[int, F]]:
         """Take the next frame; returns the instants before it with their frames, in order.
@@ -174,6 +182,20 @@ class ClipSampler(Generic[F]):
     def complete(self) -> bool:
         """Whether all clips are complete."""
         return self.num_complete == len(self.starts_s)
+
+    def shows(self, from_s: float, until_s: float) -> bool:
+        """Whether a clip shows a frame that is on display from one time to another."""
+        # A little more than that, as times in files are rounded.
+        place = int(np.searchsorted(self._instants_s, from_s - 2 * self._tolerance_s))
+        return place < len(self._instants_s) and bool(self._instants_s[place] < until_s + self._tolerance_s)
+
+    @cached_property
+    def _instants_s(self) -> np.ndarray:
+        """All instants of all clips, ascending."""
+        instants_s = np.add.outer(np.asarray(self.starts_s), np.arange(self.num_frames) * self.period_s)
+        if self._shifts_s is not None:
+            instants_s = instants_s + self._shifts_s
+        return np.unique(instants_s)
 
     def begins_before(self, frame: F) -> bool:
         """Whether the first clip shows what comes before a frame."""
