@@ -139,9 +139,9 @@ def test_wherever_decoding_begins_clips_show_the_same_frames(tmp_path: Path) -> 
 
 def test_a_clip_far_into_a_video_is_sought(tmp_path: Path) -> None:
     video = write(tmp_path / "a.mp4", 0, 900)
-    with patch.object(VideoReader, "__iter__", autospec=True, side_effect=VideoReader.__iter__) as iterate:
+    with patch.object(VideoReader, "read", autospec=True, side_effect=VideoReader.read) as read:
         assert shown(video, [80.0]) == [[0, 2, 4, 6]]  # 800 modulo 50
-    assert iterate.call_args.args[0].start_s == 79.0
+    assert read.call_args.args[0].start_s == 79.0
 
 
 def test_a_folder_of_images_is_a_video(tmp_path: Path) -> None:
