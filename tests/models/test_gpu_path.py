@@ -44,7 +44,7 @@ def run_stream(overrides: dict[str, Any], num_steps: int, is_low_precision: bool
     compiled, graphs = compile_one_graph(model, "eager")
     errors = [0.0, 0.0]
     with (
-        torch.inference_mode(),
+        torch.no_grad(),
         torch._dynamo.config.patch(error_on_recompile=True),
         models_take_them(),
         pytest.MonkeyPatch.context() as patch,

@@ -1,6 +1,7 @@
 """At inference the past is kept projected: the results are those of the plain path, whatever is done with the memory."""
 
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -31,24 +32,34 @@ def is_projected(memory: Memory) -> bool:
     return all(layer.projected is not None for layer in memory.layers.values())
 
 
-@pytest.mark.parametrize("has_branches", [False, True], ids=["", "in branches"])
+MODES = [torch.no_grad, torch.inference_mode]
+TWO_STREAMS = 1e-4  # logits of about one, of two streams that have rounded differently for some steps
+
+
+@pytest.mark.parametrize(
+    ("mode", "has_branches"),
+    [(torch.no_grad, False), (torch.inference_mode, False), (torch.inference_mode, True)],
+    ids=["no gradients", "inference", "in branches"],
+)
 @pytest.mark.parametrize("overrides", OVERRIDES)
-@torch.inference_mode()
 def test_a_stream_gives_what_the_plain_path_gives(
-    overrides: dict[str, object], has_branches: bool, monkeypatch: pytest.MonkeyPatch
+    overrides: dict[str, object], mode: type, has_branches: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if has_branches:  # as while a step is recorded on a GPU
         for module in ("models.attention", "models.memvit"):
             monkeypatch.setattr(f"memvit.{module}.has_branches", lambda x: True)
-    model = small_model(**overrides)
+    with mode():  # weights made in inference mode are left to PyTorch's linear layers, in both ways
+        model = small_model(**overrides)
+    tolerance = 2e-5 if mode is torch.inference_mode else TWO_STREAMS
     ours = plain = None
     for step in range(10):
-        if step == 6 and ours is not None and plain is not None:
-            ours, plain = ours.forget([True, False]), plain.forget([True, False])
-        logits, ours = model(clips_at(step, 2), ours)
-        with reference_kernels():
-            wanted, plain = model(clips_at(step, 2), plain)
-        torch.testing.assert_close(logits, wanted, rtol=0, atol=2e-5)
+        with mode():
+            if step == 6 and ours is not None and plain is not None:
+                ours, plain = ours.forget([True, False]), plain.forget([True, False])
+            logits, ours = model(clips_at(step, 2), ours)
+            with reference_kernels():
+                wanted, plain = model(clips_at(step, 2), plain)
+        torch.testing.assert_close(logits, wanted, rtol=0, atol=tolerance)
         assert is_projected(ours) == (overrides.get("memory_boundary") != "zero")
         assert not is_projected(plain)
 
@@ -102,17 +113,67 @@ def test_changed_weights_project_the_past_anew() -> None:
     torch.testing.assert_close(with_old, afresh, rtol=0, atol=1e-6)
 
 
-def test_training_goes_on_from_a_memory_of_inference() -> None:
-    model = small_model()
-    with torch.no_grad():
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("gap", [1, 2, 3])
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_training_goes_on_from_a_memory_of_inference(length: int, gap: int, mode: type) -> None:
+    model = small_model(memory_length=length, memory_gap=gap)
+    with mode():
         memory = warm(model)
-    logits, after = model(clips_at(7, 2), memory)
-    assert not is_projected(after)
-    logits.sum().backward()
-    assert model.blocks[0].attn.k.weight.grad is not None
-    with reference_kernels():
-        plain, _ = model(clips_at(7, 2), memory)
-    torch.testing.assert_close(logits, plain, rtol=0, atol=1e-5)
+    with torch.no_grad(), reference_kernels():
+        plain = warm(model)
+    memory = memory.clone()  # which autograd takes, wherever it comes from
+    for step in range(6, 6 + length * gap + 2):
+        logits, memory = model(clips_at(step, 2), memory)
+        assert not is_projected(memory)
+        with reference_kernels():
+            wanted, plain = model(clips_at(step, 2), plain)
+        torch.testing.assert_close(logits, wanted, rtol=0, atol=TWO_STREAMS)
+        # What inference mode has not kept as it was teaches the compression nothing.
+        learns = mode is torch.no_grad or step >= 6 + gap
+        logits.square().sum().backward()
+        assert (model.blocks[0].attn.compress_k.weight.grad is not None) == learns
+        assert model.blocks[0].attn.k.weight.grad is not None
+        model.zero_grad()
+    assert {name: t.shape for name, t in memory.state_dict().items()} == {
+        name: t.shape for name, t in plain.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("modes", [(torch.no_grad, torch.inference_mode), (torch.inference_mode, torch.no_grad)])
+@pytest.mark.parametrize("gap", [1, 2])
+def test_modes_take_turns(gap: int, modes: tuple[type, type]) -> None:
+    model = small_model(memory_gap=gap)
+    memory = plain = None
+    for step in range(12):
+        with modes[step // 2 % 2]():
+            logits, memory = model(clips_at(step, 2), memory)
+        with torch.no_grad(), reference_kernels() if step % 5 else nullcontext():
+            wanted, plain = model(clips_at(step, 2), plain)
+        torch.testing.assert_close(logits, wanted, rtol=0, atol=TWO_STREAMS)
+
+
+def test_what_one_mode_saved_another_loads() -> None:
+    model = small_model(memory_gap=2)
+    memories = {}
+    for mode in MODES:
+        with mode():
+            memories[mode] = warm(model)
+    with torch.no_grad():
+        expected, _ = model(clips_at(7, 2), memories[torch.no_grad])
+    assert memories[torch.inference_mode].nbytes < memories[torch.no_grad].nbytes
+    for saving in MODES:
+        state = memories[saving].state_dict()
+        for loading in (torch.enable_grad, *MODES):
+            with loading():
+                restored = model.new_memory(2, 4, 32, 32).load_state_dict(state)
+                logits, _ = model(clips_at(7, 2), restored)
+            torch.testing.assert_close(logits.detach(), expected, rtol=0, atol=TWO_STREAMS)
+    with pytest.raises(ValueError, match="make them in the same mode"):
+        Memory.cat([memories[mode] for mode in MODES])
+    other = small_model(memory_gap=1).new_memory(2).state_dict()
+    with pytest.raises(ValueError, match="the saved memory has"):
+        model.new_memory(2).load_state_dict(other)
 
 
 @torch.inference_mode()

@@ -127,7 +127,7 @@ class PoolingAttention(nn.Module):
         """
         q_grid, k_grid = self.output_grid(grid), self.key_grid(grid)
         past_k = past_v = remembered = None
-        if memory is not None and self.keeps_projections(memory):
+        if memory is not None and self.keeps_projections():
             q, k, v, past_k, past_v, remembered = self._attend_to_memory(x, grid, memory, begin, only_class)
         elif memory is None and self.config.pool_first:
             _, (q, k, v) = self._pool_and_project(x, grid, only_class=only_class)
@@ -172,20 +172,9 @@ class PoolingAttention(nn.Module):
         """(B, N, C) -> (B, heads, N, head_dim)."""
         return t.unflatten(-1, (self.plan.num_heads, -1)).transpose(1, 2)
 
-    def keeps_projections(self, memory: LayerMemory | None = None) -> bool:
-        """Whether what is remembered is kept compressed and projected: in inference mode, as no training can go on from that, and
-        without gradients where the memory has been kept so.
-
-        Args:
-            memory: of this layer; None: it is new.
-        """
-        if torch.is_grad_enabled() or self.config.memory.boundary != "mask" or use_reference():
-            return False
-        if memory is not None and (memory.projected is not None or memory.waiting_k.shape[1] == 0):
-            return True
-        if torch.compiler.is_compiling():  # which does not know of inference mode; a memory stays what it is
-            return memory is None
-        return torch.is_inference_mode_enabled()
+    def keeps_projections(self) -> bool:
+        """Whether what is remembered is kept compressed and projected: the weights stay as they are."""
+        return not torch.is_grad_enabled() and self.config.memory.boundary == "mask" and not use_reference()
 
     def _attend_to_memory(
         self, x: Tensor, grid: Size3, memory: LayerMemory, begin: Begin | None, only_class: bool

@@ -2,8 +2,9 @@
 
 With pipelined compression the newest `gap` clips wait uncompressed; an entry is compressed when it is first attended, inside
 that step's graph, so that the compression learns, and the result replaces it for good. So a step compresses one past clip,
-whatever the memory length. In inference mode none waits: a clip is compressed and projected in its own step, while its keys and
-values are in the cache, and kept so (`Projected`). What is remembered costs its attention and nothing else.
+whatever the memory length. Where no gradients are wanted, a clip is compressed and projected in its own step, while its keys and
+values are in the cache, and kept so (`Projected`): what is remembered costs its attention and nothing else. Clips are kept as
+they were besides, for training may go on from there, but not in inference mode.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ class LayerMemory:
     Attributes:
         waiting_k, waiting_v: (B, slots, N, dim), the newest clips, as they were; in inference mode none, unless compression
             is not pipelined.
-        compressed_k, compressed_v: (B, slots, N', dim), the older clips; no slots unless compression is pipelined.
-        projected: the clips projected; None where they have to be projected when they are attended.
+        compressed_k, compressed_v: (B, slots, N', dim), the older clips, and with `projected` those that wait as well; no
+            slots unless compression is pipelined.
+        projected: all clips projected; None where they have to be projected when they are attended.
     """
 
     waiting_k: Tensor
@@ -62,7 +64,16 @@ class LayerMemory:
     @property
     def num_slots(self) -> int:
         """How many clips it has room for."""
+        if self.projected is not None:
+            return self.projected.k.shape[1]
         return self.waiting_k.shape[1] + self.compressed_k.shape[1]
+
+    def plain(self) -> LayerMemory:
+        """Without what follows from the rest and the weights: what is projected, and what waiting clips are compressed to."""
+        if self.projected is None:
+            return self
+        num = self.num_slots - self.waiting_k.shape[1]
+        return LayerMemory(self.waiting_k, self.waiting_v, self.compressed_k[:, :num], self.compressed_v[:, :num])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> LayerMemory:
         """Applies a function to all tensors."""
@@ -83,19 +94,22 @@ class LayerMemory:
 
     def __getstate__(self) -> dict[str, Any]:
         # Stamps mean nothing in another process: there, or in a copy, what is projected is worked out anew.
-        return {**{name: getattr(self, name) for name in TENSORS}, "projected": None}
+        plain = self.plain()
+        return {**{name: getattr(plain, name) for name in TENSORS}, "projected": None}
 
     @staticmethod
     def join(function: Callable[[list[Tensor]], Tensor], layers: Sequence[LayerMemory]) -> LayerMemory:
         """Applies a function to each of the tensors that the layers have in common."""
-        waiting_k, waiting_v, compressed_k, compressed_v = (
-            function([getattr(layer, name) for layer in layers]) for name in TENSORS
-        )
         projected = [layer.projected for layer in layers if layer.projected is not None]
         joined = None
         if len(projected) == len(layers) and len({p.stamp for p in projected if p.stamp is not None}) <= 1:
             stamp = next((p.stamp for p in projected if p.stamp is not None), None)
             joined = Projected(function([p.k for p in projected]), function([p.v for p in projected]), stamp)
+        else:
+            layers = [layer.plain() for layer in layers]
+        waiting_k, waiting_v, compressed_k, compressed_v = (
+            function([getattr(layer, name) for layer in layers]) for name in TENSORS
+        )
         return LayerMemory(waiting_k, waiting_v, compressed_k, compressed_v, joined)
 
     def attend(
@@ -117,9 +131,10 @@ class LayerMemory:
             if config.compression == "joint":
                 k, v = _per_clip(compress_k, k), _per_clip(compress_v, v)
             return Attended(k, v, self.compressed_k, self.compressed_v)
-        if self.waiting_k.shape[1] < gap:  # inference has compressed the others
-            k, v = self.compressed_k, self.compressed_v
-            return Attended(k[:, ::gap], v[:, ::gap], k[:, 1:], v[:, 1:])
+        plain = self.plain()
+        older_k, older_v = plain.compressed_k, plain.compressed_v
+        if self.waiting_k.shape[1] < gap:  # inference mode has compressed the others
+            return Attended(older_k[:, ::gap], older_v[:, ::gap], older_k[:, 1:], older_v[:, 1:])
         first_k, first_v = compress_k(self.waiting_k[:, 0])[:, None], compress_v(self.waiting_v[:, 0])[:, None]
         # A forgotten clip is zeros before compression, which the compression turns into its bias: that is what the
         # release attends one step later, and zeros after that. Under boundary="mask" neither is seen.
@@ -128,10 +143,10 @@ class LayerMemory:
         if gap > 1:
             first_k, first_v = kept_k, kept_v
         return Attended(
-            torch.cat([self.compressed_k[:, ::gap].to(first_k.dtype), first_k], dim=1),
-            torch.cat([self.compressed_v[:, ::gap].to(first_v.dtype), first_v], dim=1),
-            append_slot(self.compressed_k, kept_k),
-            append_slot(self.compressed_v, kept_v),
+            torch.cat([older_k[:, ::gap].to(first_k.dtype), first_k], dim=1),
+            torch.cat([older_v[:, ::gap].to(first_v.dtype), first_v], dim=1),
+            append_slot(older_k, kept_k),
+            append_slot(older_v, kept_v),
         )
 
     def all_projected(
@@ -150,15 +165,19 @@ class LayerMemory:
         projected = self.projected
         if projected is not None and (projected.stamp is None or projected.stamp == stamp):
             return self if projected.stamp == stamp else replace(self, projected=replace(projected, stamp=stamp))
-        waiting = [self.waiting_k, self.waiting_v]
-        compressed = [self.compressed_k, self.compressed_v]
-        entries = [_per_clip(compress[i], waiting[i]) if waiting[i].shape[1] else compressed[i] for i in range(2)]
-        if config.compression == "pipelined" and waiting[0].shape[1]:
-            entries = [torch.cat([compressed[i].to(entries[i].dtype), entries[i]], dim=1) for i in range(2)]
+        plain, entries = self.plain(), []
+        waiting, older = (plain.waiting_k, plain.waiting_v), (plain.compressed_k, plain.compressed_v)
+        for compress_one, own, before in zip(compress, waiting, older, strict=True):
+            if own.shape[1]:
+                compressed = _per_clip(compress_one, own)
+                entries.append(torch.cat([before.to(compressed.dtype), compressed], dim=1))
+            else:
+                entries.append(before)
+        k, v = (_per_clip(project_one, slots) for project_one, slots in zip(project, entries, strict=True))
         if config.compression == "pipelined":
-            waiting, compressed = [t[:, :0] for t in waiting], entries
-        k, v = (_per_clip(project[i], entries[i]) for i in range(2))
-        return LayerMemory(waiting[0], waiting[1], compressed[0], compressed[1], Projected(k, v, stamp))
+            older = entries[0], entries[1]
+            waiting = waiting if keeps_waiting() else (waiting[0][:, :0], waiting[1][:, :0])
+        return LayerMemory(*waiting, *older, Projected(k, v, stamp))
 
     def append_projected(
         self,
@@ -188,7 +207,7 @@ class LayerMemory:
     def append(self, k: Tensor, v: Tensor, attended: Attended) -> LayerMemory:
         """The memory after this clip, whose keys and values (B, N, dim) enter the newest slot, detached."""
         # Where clips were compressed ahead, one less is compressed now, and one more waits.
-        is_one_less = attended.kept_compressed_k.shape[1] < self.compressed_k.shape[1]
+        is_one_less = attended.kept_compressed_k.shape[1] < self.plain().compressed_k.shape[1]
         keep = _and_one_more if is_one_less else append_slot
         return LayerMemory(
             keep(self.waiting_k, k[:, None]),
@@ -258,16 +277,26 @@ def empty_layer(
         like: a tensor with the wanted dtype and device.
         projected_dim: width of projected keys and values; None: they are not kept.
     """
-    num_waiting = config.num_slots
+    num_waiting, num_compressed = config.num_slots, 0
     if config.compression == "pipelined":
-        num_waiting = min(config.gap, config.num_slots) if projected_dim is None else 0
+        num_waiting = min(config.gap, config.num_slots)
+        num_compressed = config.num_slots - num_waiting
+        if projected_dim is not None:
+            num_waiting, num_compressed = num_waiting if keeps_waiting() else 0, config.num_slots
     waiting = like.new_zeros(batch_size, num_waiting, num_tokens, dim)
-    compressed = like.new_zeros(batch_size, config.num_slots - num_waiting, num_compressed_tokens, dim)
+    compressed = like.new_zeros(batch_size, num_compressed, num_compressed_tokens, dim)
     projected = None
     if projected_dim is not None:
         slots = like.new_zeros(batch_size, config.num_slots, num_compressed_tokens, projected_dim)
         projected = Projected(slots, slots.clone(), None)
     return LayerMemory(waiting, waiting.clone(), compressed, compressed.clone(), projected)
+
+
+def keeps_waiting() -> bool:
+    """Whether clips are kept as they were, though they are compressed already: not in inference mode, from which no training can
+    go on. (A compiler does not know of that mode.)
+    """
+    return torch.compiler.is_compiling() or not torch.is_inference_mode_enabled()
 
 
 def _and_one_more(slots: Tensor, new: Tensor) -> Tensor:

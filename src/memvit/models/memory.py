@@ -149,7 +149,8 @@ class Memory:
 
     def _named_tensors(self) -> dict[str, Tensor]:
         """Those of `state_dict`, as they are."""
-        tensors = {f"layers.{i}.{name}": getattr(layer, name) for i, layer in self.layers.items() for name in TENSORS}
+        plain = {i: layer.plain() for i, layer in self.layers.items()}
+        tensors = {f"layers.{i}.{name}": getattr(layer, name) for i, layer in plain.items() for name in TENSORS}
         tensors |= {
             f"box_layers.{i}.{name}": getattr(layer, name)
             for i, layer in enumerate(self.box_layers)
@@ -160,7 +161,7 @@ class Memory:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> Memory:
         """Takes over a saved state, in place, keeping this memory's device and dtype, and returns itself.
 
-        What was saved in training goes on in inference mode, where no clip waits (`LayerMemory`), and the other way round.
+        What was saved in training goes on in inference mode, which keeps no clips as they were, and the other way round.
 
         Raises:
             ValueError: names or shapes of another model, clip size or number of streams; nothing is changed then.
@@ -253,8 +254,8 @@ class Memory:
         layers = list(zip(self.layers.values(), other.layers.values(), strict=False))
         if any(a.waiting_k.shape[1] != b.waiting_k.shape[1] and a.num_slots == b.num_slots for a, b in layers):
             raise ValueError(
-                "a memory of training, whose newest clips wait to be compressed, cannot be joined with one of inference mode: "
-                "have the model take a step with each of them alone first, in the same mode"
+                "a memory of inference mode, which keeps no clip as it was, cannot be joined with one of another mode: make them "
+                "in the same mode"
             )
         alike = self.clip_grid == other.clip_grid and set(ours) == set(theirs)
         for name, tensor in ours.items():

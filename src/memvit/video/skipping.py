@@ -1,7 +1,7 @@
 """Leaves out pictures that nobody looks at and no other picture is made of, where a video is sampled.
 
-Encoders mark pictures that no other one refers to, about half of those of an ordinary H.264 or HEVC video, though the ones that are
-decoded fastest. The decoder can be told to skip them, packet by packet. All others come out bit for bit as they would.
+Encoders mark pictures that no other one refers to, about half of those of an ordinary H.264 or HEVC video, though the ones that
+are decoded fastest. The decoder can be told to skip them, packet by packet. All others come out bit for bit as they would.
 """
 
 from __future__ import annotations
