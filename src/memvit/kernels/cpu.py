@@ -232,7 +232,7 @@ def run_program(program: Structure, bases: Any) -> None:
 
 
 def open_windows(windows: Array[Any], bases: Any, room: Tensor, position: int, is_new: bool) -> None:
-    """Says where what a recorded step returns lies in a room for it, see `program`."""
+    """Says where in a room the slots lie that a recorded step returns, see `rooms`."""
     assert isinstance(_loaded, _Library)
     start = c_void_p(room.data_ptr())
     _loaded.handle.memvit_open_windows(windows, c_int64(len(windows)), bases, start, c_int64(position), int(is_new))

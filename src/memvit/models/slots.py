@@ -48,7 +48,7 @@ def append_in_room(slots: Tensor, new: Tensor) -> Tensor:
     """`append_slot` that copies no slots but `new`, if there is room, and copies `new` even to a single slot.
 
     A view would keep alive all that it is a part of. Where gradients are wanted, and on GPUs, whose recorded steps keep their
-    slots in one place, all slots are copied. Steps recorded on CPUs have such rooms of their own (`memvit.kernels.program`).
+    slots in one place, all slots are copied. Steps recorded on CPUs have such rooms of their own (`memvit.kernels.rooms`).
     """
     num = slots.shape[1]
     if num == 0:

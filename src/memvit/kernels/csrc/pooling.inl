@@ -199,7 +199,8 @@ struct PoolRows {
               const memvit_pooling& pool = call.poolings[p];
               if (pool.source != v || t % pool.stride[0] || h % pool.stride[1]) continue;
               const int64_t out_t = t / pool.stride[0], out_h = h / pool.stride[1], at = cost;
-              cost += taps_within(pool, 0, out_t, T0) * taps_within(pool, 1, out_h, H0) * pool.kernel[2] * pool.out_grid[2] + NORM_COST * pool.out_grid[2];
+              const int64_t taps = taps_within(pool, 0, out_t, T0) * taps_within(pool, 1, out_h, H0) * pool.kernel[2];
+              cost += pool.out_grid[2] * (taps + NORM_COST);
               if (only_adds || at < from) continue;
               if (at >= until) return cost;
               PoolNorm<T, U>{call, call.volumes[v]}.row(pool, b, out_t, out_h, scratch);
