@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from memvit.kernels import AttentionTerm, attention, reference_kernels
+from memvit.kernels.attention import KeyMask
 
 
 def make_inputs(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
@@ -24,7 +25,7 @@ def make_inputs(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 5e-2)]
 )
 def test_attention_equals_its_definition(dtype: torch.dtype, tolerance: float, with_terms: bool, masked: bool) -> None:
-    mask = torch.tensor([[True] * 9 + [False] * 2, [False] * 3 + [True] * 8]) if masked else None
+    mask = KeyMask(torch.tensor([[True] * 9 + [False] * 2, [False] * 3 + [True] * 8])) if masked else None
 
     def run(reference: bool) -> list[Tensor]:
         (q, k, v), terms = make_inputs(dtype)
@@ -43,6 +44,12 @@ def test_attention_equals_its_definition(dtype: torch.dtype, tolerance: float, w
         torch.testing.assert_close(fast, plain, rtol=tolerance, atol=tolerance)
 
 
+def test_a_mask_of_clips_is_one_of_their_keys() -> None:
+    seen = torch.tensor([[False, True], [True, True]])
+    taken = KeyMask.of_clips(seen, 2, 3).taken
+    assert taken.tolist() == [[False] * 2 + [True] * 5, [True] * 7]
+
+
 def test_a_masked_key_has_no_weight_at_all() -> None:
     (q, k, v), terms = make_inputs(torch.float32)
     mask = torch.ones(1, 11, dtype=torch.bool)
@@ -50,8 +57,8 @@ def test_a_masked_key_has_no_weight_at_all() -> None:
     changed = v.detach().clone()
     changed[:, :, 4] = 1e6
     torch.testing.assert_close(
-        attention(q, k, v, terms=terms, key_mask=mask),
-        attention(q, k, changed, terms=terms, key_mask=mask),
+        attention(q, k, v, terms=terms, key_mask=KeyMask(mask)),
+        attention(q, k, changed, terms=terms, key_mask=KeyMask(mask)),
         rtol=0,
         atol=0,
     )

@@ -25,17 +25,22 @@ class Streams:
         self.stack = ["main"]
         self.num_made = 0
 
-    def stream(self, name: str) -> Any:
+    def stream(self, name: str, priority: int = -1) -> Any:
         return SimpleNamespace(
             name=name,
+            priority=priority,
             wait_stream=lambda other: self.log.append(f"{name} waits for {other.name}"),
             wait_event=lambda event: self.log.append(f"{name} waits for {event}"),
             record_event=lambda: self.log[-1],
         )
 
-    def make(self, device: torch.device) -> Any:
+    def current(self) -> Any:
+        name = self.stack[-1]
+        return self.stream(name, 0 if name.startswith("later") else -1)
+
+    def make(self, device: torch.device, priority: int) -> Any:
         self.num_made += 1
-        return self.stream(f"side {self.num_made}")
+        return self.stream(f"side {self.num_made}" if priority < 0 else f"later {self.num_made}", priority)
 
     @contextmanager
     def use(self, stream: Any) -> Iterator[None]:
@@ -53,7 +58,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
     made = Streams()
     monkeypatch.setattr(branches, "_free_streams", branches.defaultdict(list))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: made.stream(made.stack[-1]))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: made.current())
     monkeypatch.setattr(torch.cuda, "Stream", made.make)
     monkeypatch.setattr(torch.cuda, "stream", made.use)
     return made
@@ -72,7 +77,7 @@ def test_branches_of_branches_have_streams_of_their_own_and_later_ones_take_them
     with branching():
         for _ in range(2):
             assert run_branches(ON_GPU, [inner, lambda: streams.work("b"), inner]) == [["c", "d"], "b", ["c", "d"]]
-    # The last branch has its own within it while the first two streams are taken.
+    # Branches have their own within them while the streams of the outer ones are taken.
     once = streams.log[: len(streams.log) // 2]
     assert once == streams.log[len(once) :]
     assert streams.num_made == 3
@@ -103,7 +108,7 @@ class Tensors:
     """What a piece of work reads."""
 
 
-def test_work_beside_begins_when_it_can_and_is_waited_for_at_the_end(streams: Streams) -> None:
+def test_work_beside_begins_when_it_can_has_a_low_priority_and_is_waited_for_at_the_end(streams: Streams) -> None:
     read = Tensors()
     is_there = weakref.ref(read)
     with branching(), beside(ON_GPU) as begin:
@@ -115,9 +120,17 @@ def test_work_beside_begins_when_it_can_and_is_waited_for_at_the_end(streams: St
         assert is_there() is not None  # a stream may be reading it
     assert is_there() is None
     assert streams.log == [
-        "x on main", "side 1 waits for main", "a on side 1", "y on main", "side 1 waits for main", "b on side 1",
-        "main waits for side 1",
+        "x on main", "later 1 waits for main", "a on later 1", "y on main", "later 1 waits for main", "b on later 1",
+        "main waits for later 1",
     ]  # fmt: skip
+
+
+def test_branches_of_work_beside_have_its_priority(streams: Streams) -> None:
+    with branching():
+        run_branches(ON_GPU, [lambda: None] * 2)
+        with beside(ON_GPU) as begin:
+            begin(lambda: run_branches(ON_GPU, [lambda: streams.work("a"), lambda: streams.work("b")]))
+    assert [line for line in streams.log if " on " in line] == ["b on later 3", "a on later 2"]
 
 
 def test_work_beside_is_done_at_once_where_nothing_is_recorded(

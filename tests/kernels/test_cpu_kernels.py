@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from memvit.kernels import attention, cpu, reference_kernels
-from memvit.kernels.attention import AxisTable, RelativePositions, pack_table
+from memvit.kernels.attention import AxisTable, KeyMask, RelativePositions, pack_table
 from memvit.kernels.linear import Linear, mlp
 from memvit.kernels.max_pooling import max_pool
 from memvit.kernels.norm import add_layer_norm, layer_norm
@@ -80,13 +80,13 @@ def test_attention_equals_its_definition(
     mask = torch.rand(2, num_past + num_keys) < 0.7
     mask[:, -1] = True
 
-    def run(cast: Callable[[Tensor], Tensor], key_mask: Tensor | None, residual_from: int | None) -> Tensor:
+    def run(cast: Callable[[Tensor], Tensor], key_mask: KeyMask | None, residual_from: int | None) -> Tensor:
         past = {"past_k": cast(past_k), "past_v": cast(past_v)} if num_past else {}
         return attention(
             cast(q), cast(k), cast(v), **past, positions=where, key_mask=key_mask, residual_from=residual_from
         )
 
-    for options in ((None, 1), (mask, None), (mask[:1], 0)):
+    for options in ((None, 1), (KeyMask(mask), None), (KeyMask(mask[:1]), 0)):
         check(partial(run, lambda t: t, *options), dtype, partial(run, Tensor.float, *options))
 
 
@@ -96,7 +96,7 @@ def test_a_masked_key_has_no_weight_at_all() -> None:
     mask[0, 7] = False
     changed = v.clone()
     changed[:, :, 7] = float("nan")
-    first, second = (attention(q, k, values, key_mask=mask) for values in (v, changed))
+    first, second = (attention(q, k, values, key_mask=KeyMask(mask)) for values in (v, changed))
     assert torch.equal(first, second)
 
 

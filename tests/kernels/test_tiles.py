@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memvit.kernels import attention, cpu, reference_kernels
-from memvit.kernels.attention import AxisTable, RelativePositions, pack_table
+from memvit.kernels.attention import AxisTable, KeyMask, RelativePositions, pack_table
 from memvit.kernels.linear import MLP, Linear, mlp
 from memvit.kernels.patches import patch_embed
 from memvit.kernels.residual_mlp import residual_mlp
@@ -216,7 +216,7 @@ def grid_entries(grid: Size3, first: Size3, has_class: bool) -> Tensor:
     return F.pad(points.T, (int(has_class), 0), value=-1)
 
 
-def attend_with(entries: Tensor, head_dim: int, dtype: torch.dtype, mask: Tensor | None = None) -> tuple[float, float]:
+def attend_with(entries: Tensor, head_dim: int, dtype: torch.dtype, mask: KeyMask | None = None) -> tuple[float, float]:
     """The errors of attention on tiles and of PyTorch's, whose keys take these entries; queries are 2 x 5 x 6."""
     grid, num_keys = (2, 5, 6), entries.shape[1]
     tables = []
@@ -263,7 +263,7 @@ def past_and_present(num_past: int, past: Size3, present: Size3) -> Tensor:
 def test_attention_is_exact_to_float32(entries: Tensor, head_dim: int, dtype: torch.dtype) -> None:
     mask = torch.rand(2, entries.shape[1]) < 0.8
     mask[:, -1] = True
-    for key_mask in (None, mask, mask[:1]):
+    for key_mask in (None, KeyMask(mask), KeyMask(mask[:1])):
         found, plain = attend_with(entries, head_dim, dtype, key_mask)
         assert found <= (max(1.5 * plain, 5e-7) if dtype == torch.float32 else 1.5 * plain)
 

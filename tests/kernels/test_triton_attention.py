@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interpreted import DEVICE, needs_triton, process_fixture  # noqa: F401
 from memvit.kernels import triton_attention
-from memvit.kernels.attention import FoldedPositions, RelativePositions, attention
+from memvit.kernels.attention import FoldedPositions, KeyMask, RelativePositions, attention
 from memvit.kernels.backend import reference_kernels
 from memvit.kernels.triton_attention import can_attend, dim_blocks, key_ones
 from memvit.kernels.triton_folding import Folding, key_columns
@@ -29,6 +29,8 @@ class Case(NamedTuple):
     past: tuple[tuple[int, int, int], int] | None = ((1, 1, 2), 2)  # grid of the keys of each, and how many
     axes: str = "thw"
     has_mask: bool = True
+    masks_clips: bool = False
+    max_clips: int = triton_attention.MAX_CLIPS
     num_class: int = 1
     heads: int = 2
     head_dim: int = 32
@@ -38,7 +40,7 @@ class Case(NamedTuple):
 
 def inputs(
     case: Case, device: str = DEVICE
-) -> tuple[list[Tensor], list[Tensor | None], RelativePositions, Tensor | None]:
+) -> tuple[list[Tensor], list[Tensor | None], RelativePositions, KeyMask | None]:
     """Queries, keys and values; past keys and values; positions as on a GPU; which keys take part."""
     keys = [KeyGrid(case.key_grid)]
     num_past = 0
@@ -61,15 +63,20 @@ def inputs(
     past = [tokens(num_past), tokens(num_past)] if case.past else [None, None]
     mask = None
     if case.has_mask:
-        mask = torch.rand(case.num_streams, num_past + num_present, device=device) > 0.3
-        mask[0, :num_past] = False  # a stream that remembers nothing
-        mask[:, -1] = True
+        taken = torch.rand(case.num_streams, num_past + num_present, device=device) > 0.3
+        taken[0, :num_past] = False  # a stream that remembers nothing
+        taken[:, -1] = True
+        mask = KeyMask(taken)
+        if case.masks_clips:
+            assert case.past
+            seen = torch.tensor([[False] * (case.past[1] - 1) + [True], [True] * case.past[1]], device=device)
+            mask = KeyMask.of_clips(seen, num_past // case.past[1], num_present)
     positions = relative_positions(case.grid, keys, tables, case.num_class, torch.float16)
     sizes = [0] * 6
     for table in positions.tables:
         assert table.sizes is not None
         sizes[2 * table.axis : 2 * table.axis + 2] = table.sizes
-    folding = Folding(case.grid, case.num_class, 0, tuple(sizes), has_mask=False)  # type: ignore[arg-type]
+    folding = Folding(case.grid, case.num_class, 0, tuple(sizes), has_mask=True)  # type: ignore[arg-type]
     columns = key_columns(folding, [t.axis for t in positions.tables], [t.entry for t in positions.tables])
     flat = torch.cat([table.table.flatten(0, 1) for table in positions.tables]).to(torch.float16)
     ones = key_ones(columns, folding).to(torch.float16)
@@ -87,9 +94,17 @@ def error(case: Case) -> float:
     (q, k, v), (past_k, past_v), positions, mask = inputs(case)
     residual_from = case.num_class if case.residual else None
     triton_attention.can_attend = lambda *_: True
+    triton_attention.MAX_CLIPS = case.max_clips
     before = [t.clone() for t in (q, k, v)]
     out = attention(
-        q, k, v, past_k=past_k, past_v=past_v, positions=positions, key_mask=mask, residual_from=residual_from
+        q,
+        k,
+        v,
+        past_k=past_k,
+        past_v=past_v,
+        positions=positions,
+        key_mask=mask,
+        residual_from=residual_from,
     )
     assert all(map(torch.equal, (q, k, v), before))
     assert out.transpose(1, 2).is_contiguous()
@@ -108,17 +123,21 @@ def error(case: Case) -> float:
 
 @torch.no_grad()
 def opcheck() -> dict[str, str]:
-    (q, k, v), (past_k, past_v), positions, mask = inputs(Case(num_streams=1))
+    (q, k, v), (past_k, past_v), positions, mask = inputs(Case(masks_clips=True))
     folded = positions.folded
     assert folded is not None
     assert folded.ones is not None
-    arguments = (q, k, v, past_k, past_v, folded.tables, folded.ones, mask, [2, 3, 5], 1, [*folded.sizes], 1)
+    assert mask is not None
+    arguments = (q, k, v, past_k, past_v, folded.tables, mask.seen, folded.ones, [2, 3, 5], 1, [*folded.sizes], 1)
     return torch.library.opcheck(torch.ops.memvit.triton_attention.default, arguments)
 
 
 CASES = {
     "past_and_present_keys": Case(),
     "present_keys_alone": Case(past=None),
+    "clips_that_are_not_seen": Case(masks_clips=True),
+    "one_clip": Case(masks_clips=True, past=((1, 1, 2), 1)),
+    "more_clips_than_there_are_bits_for": Case(masks_clips=True, max_clips=1),
     "without_a_mask": Case(has_mask=False),
     "space_alone": Case(axes="hw"),
     "time_alone": Case(axes="t", residual=False),
@@ -169,11 +188,11 @@ def test_the_kernel_compiles_for_gpus_that_are_not_here_and_keeps_to_registers(
     num_rows = sum(n * (sizes[2 * axis] + sizes[2 * axis + 1]) for axis, n in enumerate(grid))
     tables = torch.empty(num_rows, 96, dtype=torch.bfloat16)
     num_keys = num_past + num_present
-    width = triton_attention.num_columns(Folding(grid, 1, 0, tuple(sizes), has_mask=False))  # type: ignore[arg-type]
-    ones = torch.empty(num_keys, width, dtype=torch.bfloat16)
-    mask = torch.ones(2, num_keys, dtype=torch.bool) if num_clips else None
+    width = triton_attention.num_columns(Folding(grid, 1, 0, tuple(sizes), has_mask=True))  # type: ignore[arg-type]
+    ones = torch.empty(2, num_keys, width, dtype=torch.bfloat16)
+    seen = torch.empty(2, num_clips, dtype=torch.bool) if num_clips else None
     with compiling(triton_attention_kernel) as compiled:
-        triton_attention._run(q, k, v, past_k, past_v, tables, ones, mask, grid, 1, sizes, 1)
+        triton_attention._run(q, k, v, past_k, past_v, tables, seen, ones if num_clips else ones[0], grid, 1, sizes, 1)
     (kernel,) = compiled
     assert kernel.spilled_bytes == 0
 
@@ -204,7 +223,12 @@ def test_dropout_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     (q, k, v), (past_k, past_v), positions, mask = inputs(Case(), "cpu")
     monkeypatch.setattr(triton_attention, "can_attend", lambda *_: True)
     monkeypatch.setattr(triton_attention, "triton_attention", lambda *_: pytest.fail("it knows no dropout"))
-    arguments = {"past_k": past_k, "past_v": past_v, "positions": positions, "key_mask": mask}
+    arguments = {
+        "past_k": past_k,
+        "past_v": past_v,
+        "positions": positions,
+        "key_mask": mask,
+    }
     outs = [attention(q, k, v, dropout=0.5, **arguments) for _ in range(2)]
     assert not torch.equal(*outs)
 

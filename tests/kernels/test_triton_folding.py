@@ -15,7 +15,7 @@ from torch import Tensor
 
 from interpreted import DEVICE, needs_triton, process_fixture  # noqa: F401
 from memvit.kernels import triton_folding
-from memvit.kernels.attention import FoldedPositions, RelativePositions, attention
+from memvit.kernels.attention import FoldedPositions, KeyMask, RelativePositions, attention
 from memvit.kernels.backend import reference_kernels
 from memvit.kernels.triton_folding import Folding, can_fold
 from memvit.models.positions import KeyGrid, PositionTables, relative_positions
@@ -63,8 +63,9 @@ def errors(case: Case, wants_gradients: bool = True) -> tuple[float, float]:
     past_k, past_v = past or (None, None)
     mask = None
     if case.has_mask:
-        mask = torch.rand(B, num_past + k.shape[2], device=DEVICE) > 0.3
-        mask[:, -1] = True
+        taken = torch.rand(B, num_past + k.shape[2], device=DEVICE) > 0.3
+        taken[:, -1] = True
+        mask = KeyMask(taken)
 
     def run(is_fast: bool) -> list[Tensor]:
         with torch.set_grad_enabled(wants_gradients), nullcontext() if is_fast else reference_kernels():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from memvit.models.slots import append_in_room
+from memvit.models.slots import append_flat, append_in_room, append_together
 
 
 def clip(number: int, num_streams: int = 2) -> Tensor:
@@ -36,6 +36,28 @@ def test_every_value_stays_what_it_was(slots: Tensor, mode: Callable[[], torch.n
     for step, value in enumerate(values):
         assert numbers(value) == [float(max(step - 5 + i, 0)) for i in range(6)]
         assert not value.requires_grad
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("num", [1, 2, 6])
+def test_several_slots_of_one_stream_are_appended_by_one_copy(num: int) -> None:
+    values = [[torch.zeros(1, num, 3, 2), torch.zeros(1, num, 5, 4), torch.zeros(1, 0, 3, 2)]]
+    for number in range(1, 10):
+        new = [clip(number, 1).double(), torch.full((1, 1, 5, 8), float(-number))[..., ::2], clip(number, 1)]
+        values.append(append_flat(values[-1], new))
+    for step, (first, second, nothing) in enumerate(values):
+        expected = [float(max(step - num + 1 + i, 0)) for i in range(num)]
+        assert numbers(first) == expected
+        assert numbers(-second) == expected
+        assert nothing.shape == (1, 0, 3, 2)
+
+
+@torch.inference_mode()
+def test_several_slots_are_appended_each_in_its_room_elsewhere() -> None:
+    slots = [torch.zeros(2, 6, 3, 2), torch.zeros(2, 1, 3, 2)]
+    for number in (1, 2):
+        slots = append_together(slots, [clip(number), clip(-number)])
+    assert [numbers(own) for own in slots] == [[0, 0, 0, 0, 1, 2], [-2]]
 
 
 @torch.no_grad()

@@ -105,6 +105,41 @@ class RelativePositions(NamedTuple):
         return terms
 
 
+class KeyMask:
+    """Which keys take part in the softmax.
+
+    Args:
+        taken: bool (B or 1, past and present keys); keys that are False take no part.
+
+    Attributes:
+        seen: bool (B, clips), of a mask of clips: which past ones take part; None: of any other mask.
+    """
+
+    def __init__(self, taken: Tensor) -> None:
+        self.seen: Tensor | None = None
+        self._taken: Tensor | None = taken
+        self._num_past = self._num_present = 0
+
+    @classmethod
+    def of_clips(cls, seen: Tensor, num_past: int, num_present: int) -> KeyMask:
+        """Past clips of `num_past` keys each take part where they are `seen`, and so do all `num_present` keys of the present."""
+        mask = cls(seen)
+        mask.seen, mask._taken, mask._num_past, mask._num_present = seen, None, num_past, num_present
+        return mask
+
+    @property
+    def taken(self) -> Tensor:
+        """Bool (B or 1, past and present keys), worked out once."""
+        if self._taken is not None:
+            return self._taken
+        assert self.seen is not None
+        past = self.seen[:, :, None].expand(-1, -1, self._num_past).flatten(1)
+        taken = torch.cat([past, past.new_ones(len(past), self._num_present)], dim=1)
+        if not torch.compiler.is_compiling():  # a compiler sees for itself what is the same
+            self._taken = taken
+        return taken
+
+
 class PackedTable(NamedTuple):
     """A table times log2(e) as the kernels on CPUs want it, for every kind of operands.
 
@@ -144,7 +179,7 @@ def attention(
     past_v: Tensor | None = None,
     positions: RelativePositions | None = None,
     terms: Sequence[AttentionTerm] = (),
-    key_mask: Tensor | None = None,
+    key_mask: KeyMask | None = None,
     dropout: float = 0.0,
     residual_from: int | None = None,
 ) -> Tensor:
@@ -156,7 +191,7 @@ def attention(
         past_k, past_v: keys and values that come before k and v.
         positions: relative positions, over past and present keys.
         terms: what else is added to the logits.
-        key_mask: bool (B or 1, past and present keys); keys that are False take no part in the softmax.
+        key_mask: which keys take part in the softmax; None: all.
         dropout: rate on the softmax.
         residual_from: q is added to the result, but for this many first queries; None: it is not (paper of MViTv2, eq. 3).
 
@@ -174,7 +209,7 @@ def attention(
             [_packed(table).for_operands(q.dtype) for table in tables],
             [table.row for table in tables],
             [table.entry for table in tables],
-            key_mask,
+            None if key_mask is None else key_mask.taken,
             q.shape[-1] ** -0.5,
             -1 if residual_from is None else residual_from,
         )
@@ -182,6 +217,15 @@ def attention(
         folded, is_alike = positions.folded, q.dtype == k.dtype == v.dtype
         can_attend = is_alike and not dropout and triton_attention.can_attend(q, folded.sizes, positions.num_class)
         if can_attend and folded.ones is not None:
+            seen, ones = None, folded.ones[0]
+            if (
+                key_mask is not None
+                and key_mask.seen is not None
+                and key_mask.seen.shape[1] <= triton_attention.MAX_CLIPS
+            ):
+                seen, ones = key_mask.seen, folded.ones
+            elif key_mask is not None:
+                ones = triton_attention.masked_ones(folded.ones, key_mask.taken)
             return triton_attention.triton_attention(
                 q,
                 k,
@@ -189,8 +233,8 @@ def attention(
                 past_k,
                 past_v,
                 folded.tables,
-                folded.ones,
-                key_mask,
+                seen,
+                ones,
                 positions.grid,
                 positions.num_class,
                 folded.sizes,
@@ -206,7 +250,8 @@ def attention(
         k, v = torch.cat([past_k.to(k.dtype), k], dim=2), torch.cat([past_v.to(v.dtype), v], dim=2)
     terms = [*(positions.terms(q) if positions else ()), *terms]
     compute = attention_reference if use_reference() else _folded_attention
-    out = compute(q, k, v, terms=terms, key_mask=key_mask, dropout=dropout)
+    taken = None if key_mask is None else key_mask.taken
+    out = compute(q, k, v, terms=terms, key_mask=taken, dropout=dropout)
     if residual_from is None:
         return out
     return out + F.pad(q[:, :, residual_from:], (0, 0, residual_from, 0))
@@ -260,15 +305,16 @@ def _attention_on_gpu(
     past_k: Tensor | None,
     past_v: Tensor | None,
     folded: FoldedPositions,
-    key_mask: Tensor | None,
+    key_mask: KeyMask | None,
     dropout: float,
     folding: triton_folding.Folding,
 ) -> Tensor:
     # Hopper's fused attention takes values that are narrower than keys; those of other GPUs write the logits then.
     v_width = folding.head_dim if _takes_narrow_values(q) else folding.width
     folded_q = triton_folding.fold_queries(q, folded.tables, folding)
+    taken = None if key_mask is None else key_mask.taken
     folded_k, joined_v = triton_folding.fold_keys(
-        k, v, past_k, past_v, folded.columns, key_mask, folding.width, folding.used - 1, v_width
+        k, v, past_k, past_v, folded.columns, taken, folding.width, folding.used - 1, v_width
     )
     out = F.scaled_dot_product_attention(folded_q, folded_k, joined_v, dropout_p=dropout, scale=1.0)
     return out if v_width == folding.head_dim else out[..., : folding.head_dim]

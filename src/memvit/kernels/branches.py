@@ -2,6 +2,10 @@
 
 A step of one stream is some hundred launches, each too small to fill a GPU. Recorded as a CUDA graph they need not wait for one
 another where their results do not (within `branching`). Elsewhere such pieces run one after the other.
+
+What the step's result depends on goes first: a graph keeps the priorities of the streams that it was recorded from. Otherwise
+what is done for later steps, once it runs, has the GPU until all of its programs have started, and attention behind it takes
+processors twice while others are idle.
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ from torch import Tensor
 
 Begin = Callable[[Callable[[], Any]], Any]
 
-_free_streams: defaultdict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
+URGENT, LATER = -1, 0  # priorities of streams
+
+_free_streams: defaultdict[tuple[torch.device, int], list[torch.cuda.Stream]] = defaultdict(list)
 _this_thread = threading.local()
 
 
@@ -50,39 +56,38 @@ def run_branches(x: Tensor, branches: Sequence[Callable[[], Any]]) -> list[Any]:
     """
     if len(branches) == 1 or not _is_recorded(x):
         return [branch() for branch in branches]
-    free = _free_streams[x.device]
     here = torch.cuda.current_stream(x.device)
-    streams = [free.pop() if free else torch.cuda.Stream(x.device) for _ in branches[1:]]
+    streams = [_take_stream(x.device, here.priority) for _ in branches[1:]]
+    for stream in streams:
+        stream.wait_stream(here)
     results = []
     for stream, branch in zip(streams, branches[1:], strict=True):
-        stream.wait_stream(here)
         with torch.cuda.stream(stream):
             results.append(branch())
     results.insert(0, branches[0]())
     for stream in streams:
         here.wait_stream(stream)
     # In an order that has the next branches take the same streams again, whose memory is there already.
-    free.extend(reversed(streams))
+    _free_streams[x.device, here.priority].extend(reversed(streams))
     return results
 
 
 @contextmanager
 def beside(x: Tensor) -> Iterator[Begin]:
-    """A branch for what is wanted at the end: beside what is done within this context, while a step is recorded.
+    """A branch for what is wanted at the end, while a step is recorded: beside what is done within this context, and behind it
+    where both want the GPU.
 
     Args:
         x: on the device that it runs on.
 
     Yields:
-        What does a piece of work after what was begun and done so far, and returns its result, which is there after this context.
-        Elsewhere the work is done at once.
+        What does a piece of work after what was begun and done so far, and returns its result, which is there after this context,
+        or in what is begun later. Elsewhere the work is done at once.
     """
     if not _is_recorded(x):
         yield lambda work: work()
         return
-    free = _free_streams[x.device]
-    stream = free.pop() if free else torch.cuda.Stream(x.device)
-
+    stream = _take_stream(x.device, LATER)
     held = []  # what work reads must not make room for other tensors meanwhile
 
     def begin(work: Callable[[], Any]) -> Any:
@@ -94,7 +99,12 @@ def beside(x: Tensor) -> Iterator[Begin]:
     yield begin
     torch.cuda.current_stream(x.device).wait_stream(stream)
     held.clear()
-    free.append(stream)
+    _free_streams[x.device, LATER].append(stream)
+
+
+def _take_stream(device: torch.device, priority: int) -> torch.cuda.Stream:
+    free = _free_streams[device, priority]
+    return free.pop() if free else torch.cuda.Stream(device, priority=priority)
 
 
 def _is_recorded(x: Tensor) -> bool:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from memvit.kernels import cpu, tiles
+from memvit.kernels import cpu, tiles, triton_linear
 from memvit.kernels.backend import compute_dtype, use_reference
 from memvit.kernels.frozen import frozen
 from memvit.kernels.ops import register
@@ -83,6 +83,18 @@ def _cast_weights(x: Tensor, layer: nn.Linear) -> tuple[Tensor, Tensor | None] |
         return None
     parameters = [weight] if bias is None else [weight, bias]
     return frozen(parameters, ("cast", dtype), lambda: (weight.to(dtype), None if bias is None else bias.to(dtype)))
+
+
+def linear_each(xs: Sequence[Tensor], layers: Sequence[nn.Module]) -> list[Tensor]:
+    """A layer for each of several tokens, all of one shape, beside other work: in bfloat16 on GPUs, where no gradients are wanted
+    and tokens are few, one launch that leaves most of the GPU to that.
+    """
+    found = [bfloat16_weights(x, layer) for x, layer in zip(xs, layers, strict=True)]
+    weights = [own for own in found if own is not None]
+    xs = [x.to(torch.bfloat16) for x in xs] if len(weights) == len(xs) else xs
+    if len(weights) < len(xs) or not triton_linear.can_multiply(xs, [weight for weight, _ in weights]):
+        return [layer(x) for x, layer in zip(xs, layers, strict=True)]
+    return triton_linear.triton_linear_each(xs, [weight for weight, _ in weights], [bias for _, bias in weights])
 
 
 def gelu_linear(x: Tensor, layer: nn.Module, act: nn.Module) -> Tensor | None:

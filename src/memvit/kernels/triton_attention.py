@@ -2,7 +2,8 @@
 
 What `triton_folding` and PyTorch's fused attention do in three or four launches, from queries to their sum with the result:
 nothing is joined or padded on the way. Products of few dimensions suit the GPU less than those of cuDNN do, but launches
-count where a step has little work.
+count where a step has little work. A mask of keys is one more of the further dimensions, which costs nothing: read key by key
+beside the products it made the kernel wait in every block (10 of 35 us in the first stage, on an H200).
 
 Triton is imported at the first launch: this module can be imported everywhere.
 """
@@ -24,6 +25,7 @@ DTYPES = (torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 128
 # Of positions. With more, as of memories of 32 clips, the kernel runs out of registers, and cuDNN's attention serves better.
 MAX_COLUMNS = 64
+MAX_CLIPS = 31  # that are masked by a bit of a number each
 SHORT = 512  # keys: up to so many go through the kernel in shorter blocks
 SHORT_ROOM, LONG_ROOM = 72 << 10, 112 << 10  # bytes of shared memory for shorter and longer blocks
 
@@ -37,18 +39,30 @@ def _power_of_two(num: int) -> int:
 
 def num_columns(folding: Folding) -> int:
     """The columns of `key_ones`."""
+    assert folding.has_mask
     return _power_of_two(folding.used - folding.head_dim)
 
 
 def key_ones(columns: Tensor, folding: Folding) -> Tensor:
-    """True for each key where it takes a term, (keys, `num_columns`).
+    """True for each key where it takes a term: bool (2, keys, `num_columns`), as it takes part, and as it does not.
 
     Args:
         columns: (3, keys), of `triton_folding.key_columns`.
-        folding: without a mask.
+        folding: with a mask.
     """
     places = torch.arange(num_columns(folding), device=columns.device)
-    return (columns[:, :, None] == places).any(dim=0)
+    takes_part = (columns[:, :, None] == places).any(dim=0)
+    return torch.stack([takes_part, takes_part | (places == folding.used - folding.head_dim - 1)])
+
+
+def masked_ones(ones: Tensor, taken: Tensor) -> Tensor:
+    """Those of `key_ones` that a mask chooses, (B or 1, keys, columns).
+
+    Args:
+        ones: of `key_ones`, in any dtype.
+        taken: bool (B or 1, keys); keys that are False take no part.
+    """
+    return torch.where(taken[:, :, None], ones[0], ones[1])
 
 
 def can_attend(q: Tensor, sizes: Sequence[int], num_class: int) -> bool:
@@ -61,7 +75,7 @@ def can_attend(q: Tensor, sizes: Sequence[int], num_class: int) -> bool:
         and q.shape[-1] <= MAX_HEAD_DIM
         and num_class <= 1
         and _room(q.device.index) >= SHORT_ROOM
-        and Folding((1, 1, 1), num_class, 0, tuple(sizes), has_mask=False).used <= MAX_COLUMNS  # type: ignore[arg-type]
+        and Folding((1, 1, 1), num_class, 0, tuple(sizes), has_mask=True).used <= MAX_COLUMNS  # type: ignore[arg-type]
     )
 
 
@@ -79,8 +93,8 @@ def triton_attention(
     past_k: Tensor | None,
     past_v: Tensor | None,
     tables: Tensor,
+    seen: Tensor | None,
     ones: Tensor,
-    key_mask: Tensor | None,
     grid: Size3,
     num_class: int,
     sizes: Sequence[int],
@@ -92,8 +106,9 @@ def triton_attention(
         q: (B, heads, num_class + T x H x W, head_dim), unscaled.
         k, v, past_k, past_v: (B, heads, keys, head_dim).
         tables: (rows, head_dim), as for `triton_folding.fold_queries`.
-        ones: of `key_ones`.
-        key_mask: bool (B or 1, past and present keys); keys that are False take no part.
+        seen: bool (B, clips), which past clips take part, of as many keys each; None: `ones` tells.
+        ones: with `seen`, of `key_ones`; otherwise (keys, columns), the first of these, where all keys take part, or
+            (B or 1, keys, columns) of `masked_ones`.
         sizes: (past, present) entries of each axis, flat.
         residual_from: q is added to the result, but for this many first queries; None: it is not.
 
@@ -101,7 +116,7 @@ def triton_attention(
         (B, heads, N, head_dim), laid out as (B, N, heads, head_dim).
     """
     added = -1 if residual_from is None else residual_from
-    return _attention(q, k, v, past_k, past_v, tables, ones, key_mask, [*grid], num_class, [*sizes], added)
+    return _attention(q, k, v, past_k, past_v, tables, seen, ones, [*grid], num_class, [*sizes], added)
 
 
 class Tile(NamedTuple):
@@ -134,8 +149,8 @@ def _run(
     past_k: Tensor | None,
     past_v: Tensor | None,
     tables: Tensor,
+    seen: Tensor | None,
     ones: Tensor,
-    key_mask: Tensor | None,
     grid: Sequence[int],
     num_class: int,
     sizes: Sequence[int],
@@ -150,13 +165,13 @@ def _run(
     if past_k is None or past_v is None:
         past_k, past_v = k, v  # not read
     past_k, past_v = (t if t.stride(-1) == 1 else t.contiguous() for t in (past_k.to(q.dtype), past_v.to(q.dtype)))
-    mask, mask_stride = ones, 0
-    if key_mask is not None:
-        mask = key_mask.contiguous().view(torch.uint8)
-        mask_stride = mask.shape[1] if len(mask) == B else 0
+    ones = ones.contiguous()
+    ones_stride = ones.stride(0) if seen is None and ones.dim() == 3 and len(ones) == B else 0
+    num_clips = 0 if seen is None else seen.shape[1]
+    mask = ones if seen is None else seen.contiguous().view(torch.uint8)
     t, h, w = grid
     tile = Tile.of((t, h, w), num_past + k.shape[2], _room(q.device.index) if q.is_cuda else LONG_ROOM)
-    folding = Folding((t, h, w), num_class, 0, tuple(sizes), has_mask=False)  # type: ignore[arg-type]
+    folding = Folding((t, h, w), num_class, 0, tuple(sizes), has_mask=True)  # type: ignore[arg-type]
     num_entries = [sizes[2 * axis] + sizes[2 * axis + 1] for axis in range(3)]
     blocks = dim_blocks(head_dim)
     constants: dict[str, Any] = {
@@ -183,19 +198,21 @@ def _run(
             *v.stride()[:3],
             *past_k.stride()[:3],
             *past_v.stride()[:3],
-            mask_stride,
+            ones_stride,
             head_dim**-0.5,
             BASE=folding.base,
             NUM_CLASS=num_class,
             D=head_dim,
             NUM_PAST=num_past,
             NUM_PRESENT=k.shape[2],
-            HAS_MASK=key_mask is not None,
+            MASK_COLUMN=folding.used - 1,
+            NUM_CLIPS=num_clips,
+            BLOCK_CLIPS=_power_of_two(num_clips),
             RESIDUAL_FROM=residual_from,
             STARTS=tuple(sum(blocks[:i]) for i in range(len(blocks))),
             BLOCKS=blocks,
             NUM_BLOCKS=len(blocks),
-            ENTRIES=ones.shape[1],
+            ENTRIES=ones.shape[-1],
             BLOCK_W=tile.width,
             TIMES=tile.times,
             BLOCK_N=tile.keys,
@@ -212,8 +229,8 @@ def _fake(q: Tensor, *_: object) -> Tensor:
 
 
 _attention = register(
-    "triton_attention(Tensor q, Tensor k, Tensor v, Tensor? past_k, Tensor? past_v, Tensor tables, Tensor ones, "
-    "Tensor? key_mask, int[] grid, int num_class, int[] sizes, int residual_from) -> Tensor",
+    "triton_attention(Tensor q, Tensor k, Tensor v, Tensor? past_k, Tensor? past_v, Tensor tables, "
+    "Tensor? seen, Tensor ones, int[] grid, int num_class, int[] sizes, int residual_from) -> Tensor",
     _run,
     _fake,
     ON_GPUS,

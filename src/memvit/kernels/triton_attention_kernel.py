@@ -3,8 +3,9 @@
 
 A program has some queries of one head: of one height, side by side, at several times. It first works out the terms of their
 positions, of which a key takes one along each axis: these are further dimensions of a query, for which keys have ones and zeros,
-which lie in a table of their own. Then it goes through past keys and through present ones, where they lie, with a running
-softmax. Dimensions of heads lie in blocks of powers of two, of which matrix products are made.
+which lie in a table of their own. One more dimension, very low in all queries, is that of keys which a mask hides. Then it goes
+through past keys and through present ones, where they lie, with a running softmax. Dimensions of heads lie in blocks of powers
+of two, of which matrix products are made.
 
 Queries of a program share one table along height; along time and width they have tables of their own. They are multiplied by all
 of them at once, each keeps its own products, and another matrix product brings these together: sixteen times the work takes less
@@ -19,6 +20,7 @@ import triton.language as tl
 # Of keys that take no part. Finite, as of two infinities there is no difference; a running softmax forgets them at the first
 # key that does take part.
 MASKED = tl.constexpr(-1e30)
+MASKED_IN_FLOAT16 = tl.constexpr(-6e4)  # the logit itself, before it is scaled
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -151,8 +153,8 @@ def attention_kernel(
     past_k_ptr,
     past_v_ptr,
     table_ptr,
-    ones_ptr,  # (past and present keys, ENTRIES)
-    mask_ptr,
+    ones_ptr,  # (B or 1, past and present keys, ENTRIES); where there are clips, (2, keys, ENTRIES), as keys take part and do not
+    seen_ptr,  # (B, NUM_CLIPS)
     out_ptr,  # (B, N, heads, D)
     q_stride_b,
     q_stride_head,
@@ -169,7 +171,7 @@ def attention_kernel(
     past_v_stride_b,
     past_v_stride_head,
     past_v_stride_n,
-    mask_stride_b,
+    ones_stride_b,
     scale,
     T: tl.constexpr,
     H: tl.constexpr,
@@ -188,7 +190,9 @@ def attention_kernel(
     BASE: tl.constexpr,
     NUM_PAST: tl.constexpr,
     NUM_PRESENT: tl.constexpr,
-    HAS_MASK: tl.constexpr,
+    MASK_COLUMN: tl.constexpr,
+    NUM_CLIPS: tl.constexpr,  # past clips, of which some may not be seen; 0: `ones` tells which keys take part
+    BLOCK_CLIPS: tl.constexpr,
     RESIDUAL_FROM: tl.constexpr,  # queries from here on are added to the result; negative: none
     STARTS: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -211,6 +215,10 @@ def attention_kernel(
     q_row = q_ptr + stream * q_stride_b + head * q_stride_head + place[:, None] * q_stride_n
     dtype = out_ptr.dtype.element_ty
 
+    if NUM_CLIPS > 0:  # a bit for each clip that takes no part
+        clip = tl.arange(0, BLOCK_CLIPS)
+        seen = tl.load(seen_ptr + stream * NUM_CLIPS + clip, mask=clip < NUM_CLIPS, other=1)
+        hidden = tl.sum((seen == 0).to(tl.int32) << clip, axis=0)
     qs, sums = (), ()
     for b in tl.static_range(NUM_BLOCKS):
         c = STARTS[b] + tl.arange(0, BLOCKS[b])
@@ -253,21 +261,21 @@ def attention_kernel(
                 table_w_ptr, first_w + part, at_once_w, W, NUM_W, BLOCK_E, D, STARTS, BLOCKS, NUM_BLOCKS
             )
             terms = _add_terms(terms, qs, rows_w, own_w - part, places, scale, BLOCK_E, NUM_BLOCKS)
-    terms = tl.where(on_grid[:, None], terms, 0.0).to(dtype)  # the class token takes no positions
+    terms = tl.where(on_grid[:, None], terms, 0.0)  # the class token takes no positions
+    masked: tl.constexpr = MASKED_IN_FLOAT16 if dtype == tl.float16 else MASKED
+    entry = tl.arange(0, ENTRIES)
+    terms = tl.where((entry == MASK_COLUMN)[None, :], masked, terms).to(dtype)
 
     largest = tl.full((rows,), MASKED, tl.float32)
     total = tl.zeros((rows,), tl.float32)
-    mask_ptr += stream * mask_stride_b
+    ones_ptr += stream * ones_stride_b
     k_ptr += stream * k_stride_b + head * k_stride_head
     v_ptr += stream * v_stride_b + head * v_stride_head
     past_k_ptr += stream * past_k_stride_b + head * past_k_stride_head
     past_v_ptr += stream * past_v_stride_b + head * past_v_stride_head
     num_keys: tl.constexpr = NUM_PAST + NUM_PRESENT
     num_blocks: tl.constexpr = (num_keys + BLOCK_N - 1) // BLOCK_N
-    entry = tl.arange(0, ENTRIES)
     in_block = tl.arange(0, BLOCK_N)
-    if HAS_MASK:
-        next_mask = tl.load(mask_ptr + in_block, mask=in_block < num_keys, other=0)
     for block in range(num_blocks):
         key = block * BLOCK_N + in_block
         there = key < num_keys
@@ -276,20 +284,17 @@ def attention_kernel(
         if NUM_PAST > 0:
             k_row = tl.where(key < NUM_PAST, past_k_ptr + key * past_k_stride_n, k_row)
             v_row = tl.where(key < NUM_PAST, past_v_ptr + key * past_v_stride_n, v_row)
-        takes_part = there
-        if HAS_MASK:
-            takes_part = next_mask != 0
-            # Asked for one block ahead; the compiler does so for what matrix products take alone.
-            next_mask = tl.load(mask_ptr + key + BLOCK_N, mask=key + BLOCK_N < num_keys, other=0)
         logits = tl.zeros((rows, BLOCK_N), tl.float32)
         for b in tl.static_range(NUM_BLOCKS):
             c = STARTS[b] + tl.arange(0, BLOCKS[b])
             k = tl.load(k_row[:, None] + c[None, :], mask=there[:, None] & (c < D)[None, :], other=0.0)
             logits = tl.dot(qs[b], tl.trans(k), logits)
-        if NUM_T + NUM_H + NUM_W > 0:
-            ones = tl.load(ones_ptr + key[:, None] * ENTRIES + entry[None, :], mask=there[:, None], other=0.0)
-            logits = tl.dot(terms, tl.trans(ones), logits)
-        logits = tl.where(takes_part[None, :], logits * (scale * LOG2_E), MASKED)
+        ones_row = key
+        if NUM_CLIPS > 0:
+            ones_row += (hidden >> tl.minimum(key // (NUM_PAST // NUM_CLIPS), NUM_CLIPS) & 1) * num_keys
+        ones = tl.load(ones_ptr + ones_row[:, None] * ENTRIES + entry[None, :], mask=there[:, None], other=0.0)
+        logits = tl.dot(terms, tl.trans(ones), logits)
+        logits = tl.where(there[None, :], logits * (scale * LOG2_E), MASKED)
         larger = tl.maximum(largest, tl.max(logits, axis=1))
         weights = tl.exp2(logits - larger[:, None])
         shrinks = tl.exp2(largest - larger)

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memvit.kernels.attention import AttentionTerm, RelativePositions, attention, masked_logit
+from memvit.kernels.attention import AttentionTerm, KeyMask, RelativePositions, attention, masked_logit
 from memvit.kernels.backend import use_reference
 from memvit.kernels.branches import Begin, has_branches, run_branches
 from memvit.kernels.frozen import frozen, stamp_of
-from memvit.kernels.linear import Linear
+from memvit.kernels.linear import Linear, linear_each
 from memvit.kernels.norm import layer_norm
 from memvit.kernels.pooling import Pooling, pool_norm, pool_norm_each
 from memvit.models.config import MViTConfig, Size3
@@ -212,7 +212,8 @@ class PoolingAttention(nn.Module):
         """What the layer remembers after this clip, whose keys and values are given, neither compressed nor projected."""
         poolings, num_class = [self._compressing(name) for name in "kv"], int(self.config.class_token)
         k, v = pool_norm_each(present, key_grid, poolings, num_class=num_class)
-        return memory.append_projected(present, (k, v), (self.k(k), self.v(v)))
+        projected_k, projected_v = linear_each((k, v), (self.k, self.v))
+        return memory.append_projected(present, (k, v), (projected_k, projected_v))
 
     def _all_projected(self, memory: LayerMemory, key_grid: Size3) -> LayerMemory:
         """The memory with all clips compressed and projected by the present weights."""
@@ -357,22 +358,23 @@ class PoolingAttention(nn.Module):
         entry = torch.arange(k_grid[0], device=q.device).repeat_interleave(k_grid[1] * k_grid[2])
         return AttentionTerm(values[None, None], F.pad(entry, (num_past + num_class, 0), value=-1))
 
-    def key_mask(self, grid: Size3, slots: SlotMasks | None, device: torch.device) -> Tensor | None:
-        """Which keys take part in the softmax, bool (B or 1, num_keys); None: all of them."""
+    def key_mask(self, grid: Size3, slots: SlotMasks | None, device: torch.device) -> KeyMask | None:
+        """Which keys take part in the softmax; None: all of them."""
         num_class = int(self.config.class_token)
         hides_class_token = self.config.causal and num_class > 0
         if slots is None and not hides_class_token:
             return None
         num_present = num_class + math.prod(self.key_grid(grid))
         if slots is None:
-            taken = torch.ones(1, num_present, dtype=torch.bool, device=device)
+            mask = KeyMask(torch.ones(1, num_present, dtype=torch.bool, device=device))
         else:
             num_past = num_class + math.prod(self.memory_grid(grid))
-            taken = slots.keys(num_past, num_present)
+            mask = slots.keys(num_past, num_present)
         if hides_class_token:
-            taken = taken.clone()
+            taken = mask.taken.clone()
             taken[:, -num_present] = False
-        return taken
+            mask = KeyMask(taken)
+        return mask
 
     def _pooled_query(self, q: Tensor, q_grid: Size3) -> Tensor:
         """Residual pooling after a convolution: what joins the result, for every token but the class token."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from memvit.kernels.attention import attention
+from memvit.kernels.attention import KeyMask, attention
 from memvit.kernels.linear import Linear
 from memvit.models.config import HeadConfig, MemoryConfig, Size3
 from memvit.models.layer_memory import LayerMemory, SlotMasks
@@ -116,6 +116,6 @@ class BoxAttention(nn.Module):
         projected = self.qkv_drop(self.q(x)), self.qkv_drop(self.k(k)), self.qkv_drop(self.v(v))
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in projected)
         dropout = self.attention_dropout if self.training else 0.0
-        out = attention(q, k, v, key_mask=key_mask, dropout=dropout)
+        out = attention(q, k, v, key_mask=KeyMask(key_mask), dropout=dropout)
         out = out + q if self.add_query else out
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2))), remembered

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memvit.kernels.attention import KeyMask
 from memvit.kernels.frozen import Stamp
 from memvit.models.config import MemoryConfig
-from memvit.models.slots import append_in_room, append_slot
+from memvit.models.slots import append_slot, append_together
 
 Compress = Callable[[Tensor], Tensor]
 
@@ -192,16 +193,15 @@ class LayerMemory:
         """
         older = self.projected
         assert older is not None
+        slots = self.compressed_k, self.compressed_v, older.k, older.v
+        new = [t[:, None] for t in (*compressed, *projected)]
+        compressed_k, compressed_v, projected_k, projected_v = append_together(slots, new)
         return LayerMemory(
             append_slot(self.waiting_k, present[0][:, None]),
             append_slot(self.waiting_v, present[1][:, None]),
-            append_in_room(self.compressed_k, compressed[0][:, None]),
-            append_in_room(self.compressed_v, compressed[1][:, None]),
-            Projected(
-                append_in_room(older.k, projected[0][:, None]),
-                append_in_room(older.v, projected[1][:, None]),
-                older.stamp,
-            ),
+            compressed_k,
+            compressed_v,
+            Projected(projected_k, projected_v, older.stamp),
         )
 
     def append(self, k: Tensor, v: Tensor, attended: Attended) -> LayerMemory:
@@ -248,17 +248,16 @@ class SlotMasks:
 
     valid: Tensor
     seen: Tensor
-    _keys: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _keys: dict[tuple[int, int], KeyMask] = field(default_factory=dict, repr=False, compare=False)
 
-    def keys(self, num_past: int, num_present: int) -> Tensor:
-        """Which keys take part, bool (B, M x num_past + num_present); the same for all layers with as many keys."""
-        taken = self._keys.get((num_past, num_present))
-        if taken is None:
-            past = self.seen[:, :, None].expand(-1, -1, num_past).flatten(1)
-            taken = torch.cat([past, past.new_ones(len(past), num_present)], dim=1)
+    def keys(self, num_past: int, num_present: int) -> KeyMask:
+        """Which of M x num_past + num_present keys take part; the same for all layers with as many keys."""
+        mask = self._keys.get((num_past, num_present))
+        if mask is None:
+            mask = KeyMask.of_clips(self.seen, num_past, num_present)
             if not torch.compiler.is_compiling():  # a compiler sees for itself what is the same
-                self._keys[num_past, num_present] = taken
-        return taken
+                self._keys[num_past, num_present] = mask
+        return mask
 
 
 def empty_layer(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from memvit.kernels import cpu
 from memvit.kernels.backend import compute_dtype, use_reference
-from memvit.kernels.branches import Begin, beside, hand_over, has_branches, run_branches
+from memvit.kernels.branches import Begin, beside, hand_over, has_branches
 from memvit.kernels.frozen import thaw
 from memvit.kernels.norm import layer_norm
 from memvit.kernels.status import status
@@ -265,27 +265,26 @@ class MeMViT(HubModel):
                     layers[index] = remembered
             return x, grid
 
-        blocks = self._trunk()
-        num_looking = max([0, *[i + 1 for i, block in enumerate(blocks) if block.plan.has_memory]])
-        if has_branches(clips) and not torch.is_grad_enabled():
-            embed, mask = (lambda: self._embed(clips, grid)), (lambda: self._mask_keys(memory, slots, grid))
-            x, _ = run_branches(clips, [embed, mask])
-            with beside(clips) as begin:
-                x, grid = run(blocks[:num_looking], x, grid, begin)
-        else:
-            x, grid = run(blocks[:num_looking], self._embed(clips, grid), grid)
-
-        def rest() -> tuple[Tensor, Size3]:
-            tokens, tokens_grid = run(blocks[num_looking:], x, grid)
-            return layer_norm(tokens, self.norm) if only_class else self.norm(tokens), tokens_grid
-
         def remember() -> Memory:
             after = memory.advance(layers, (), memory.box_counts.new_zeros(len(memory)))
             if self.config.head.task != "boxes":  # what boxes leave is known at the end
                 hand_over(clips, after)
             return after
 
-        (tokens, grid), after = run_branches(clips, [rest, remember])
+        def rest(x: Tensor, grid: Size3) -> tuple[Tensor, Size3]:
+            tokens, grid = run(blocks[num_looking:], x, grid)
+            return layer_norm(tokens, self.norm) if only_class else self.norm(tokens), grid
+
+        blocks = self._trunk()
+        num_looking = max([0, *[i + 1 for i, block in enumerate(blocks) if block.plan.has_memory]])
+        if has_branches(clips) and not torch.is_grad_enabled():
+            with beside(clips) as begin:
+                x, last_grid = run(blocks[:num_looking], self._embed(clips, grid), grid, begin)
+                after = begin(remember)  # behind what layers have begun; nobody reads the memory before it any more
+                tokens, grid = rest(x, last_grid)
+        else:
+            tokens, grid = rest(*run(blocks[:num_looking], self._embed(clips, grid), grid))
+            after = remember()
         return _Trunk(tokens, grid, memory, slots, after)
 
     def _embed(self, clips: Tensor, grid: Size3) -> Tensor:
@@ -295,13 +294,6 @@ class MeMViT(HubModel):
             x = x + self.positions(grid)
         x = self.pos_drop(x)
         return self.norm_stem(x) if self.config.norm_stem else x
-
-    def _mask_keys(self, memory: Memory, slots: SlotMasks, grid: Size3) -> None:
-        """Has the masks of all layers' keys made, which `slots` keeps, for clips with this grid of tokens."""
-        for block in self._trunk():
-            if block.plan.has_memory:
-                block.attn.key_mask(grid, slots, memory.device)
-            grid = block.attn.output_grid(grid)
 
     def _forward_boxes(
         self, tokens: Tensor, grid: Size3, boxes: Sequence[Tensor], memory: Memory, slots: SlotMasks

@@ -240,7 +240,7 @@ def _make_layout(geometry: _Geometry) -> dict[str, Tensor]:
             row = row.view([-1 if i == axis else 1 for i in range(3)]).expand(q_grid)
             found[f"row {axis}"] = F.pad(row.flatten(), (num_class, 0), value=-1)
             found[f"entry {axis}"] = torch.cat(entries)
-        folding = Folding(q_grid, num_class, 0, _sizes(keys, axes), has_mask=False)
+        folding = Folding(q_grid, num_class, 0, _sizes(keys, axes), has_mask=True)
         found["columns"] = key_columns(folding, axes, [found[f"entry {axis}"] for axis in axes])
         found["ones"] = key_ones(found["columns"], folding)
         found["index"] = torch.cat(indices)
@@ -263,8 +263,8 @@ def _fake_layout(name: str, *arguments: Any) -> Tensor:
     if name == "index":
         return torch.empty(num_rows, dtype=torch.long, device=device)
     if name == "ones":
-        folding = Folding(q_grid, num_class, 0, sizes, has_mask=False)
-        return torch.empty(num_keys, num_columns(folding), dtype=torch.bool, device=device)
+        folding = Folding(q_grid, num_class, 0, sizes, has_mask=True)
+        return torch.empty(2, num_keys, num_columns(folding), dtype=torch.bool, device=device)
     size = {"columns": (3, num_keys), "entry": (num_keys,), "row": (num_class + math.prod(q_grid),)}[name.split()[0]]
     return torch.empty(size, dtype=torch.int32, device=device)
 

@@ -9,6 +9,7 @@ copy, as does whoever meets the end of the room.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +76,30 @@ def append_in_room(slots: Tensor, new: Tensor) -> Tensor:
     window = room.buffer[:, first + 1 : first + 1 + num]
     _windows[window] = room, first + 1
     return window
+
+
+def append_together(slots: Sequence[Tensor], new: Sequence[Tensor]) -> list[Tensor]:
+    """`append_in_room` for several slots and what is new in each; on a GPU, of one stream, by one launch."""
+    on_gpu = slots[0].is_cuda and slots[0].shape[0] == 1 and not torch.is_grad_enabled()
+    if not on_gpu or torch.compiler.is_compiling():
+        return [append_in_room(*pair) for pair in zip(slots, new, strict=True)]
+    return append_flat(slots, new)
+
+
+def append_flat(slots: Sequence[Tensor], new: Sequence[Tensor]) -> list[Tensor]:
+    """`append_slot` for several slots of one stream, of one dtype, as one copy of many parts."""
+    after = [torch.empty_like(own, memory_format=torch.contiguous_format) for own in slots]
+    places: list[Tensor] = []
+    parts: list[Tensor] = []
+    for own, newest, whole in zip(slots, new, after, strict=True):
+        if own.numel():
+            size = newest.numel()
+            places += [whole.flatten()[-size:], whole.flatten()[:-size]]
+            parts += [newest.detach().to(own.dtype).flatten(), own.flatten()[size:]]
+    places, parts = [place for place in places if place.numel()], [part for part in parts if part.numel()]
+    if places:
+        torch._foreach_copy_(places, parts)
+    return after
 
 
 def _take(room: _Room, end: int) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memvit.kernels.branches import branching, handing_over
+from memvit.kernels.branches import URGENT, branching, handing_over
 from memvit.kernels.frozen import hold_frozen
 from memvit.models.heads import Logits
 from memvit.models.memory import Memory
@@ -37,7 +37,8 @@ def record_cuda_graph(run: Callable[[], None]) -> Callable[[], None]:
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the GPU meanwhile: decoders copy frames to it.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        stream = torch.cuda.Stream(priority=URGENT)
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             run()
     return graph.replay
 
