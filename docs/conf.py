@@ -38,7 +38,7 @@ suppress_warnings += [
 # Every name in a signature or text is one of the reference's, but for those of others, whose references are not at hand, ...
 nitpicky = True
 OTHERS = "av|collections|fastapi|huggingface_hub|lightning|np|numpy|os|pandas|pathlib|torch|torchmetrics"
-nitpick_ignore_regex = [(r"py:.*", rf"({OTHERS})\..*"), ("py:class", "Path")]
+nitpick_ignore_regex = [(r"py:.*", rf"({OTHERS})\..*"), ("py:class", "Path|Tensor")]
 # ... for those that are behind an interface, ...
 nitpick_ignore_regex += [
     ("py:class", rf"(memvit\..*\.)?{name}") for name in ("NumberedImages", "ReadyClip", "TrainingBatches", "View")

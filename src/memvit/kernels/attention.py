@@ -110,31 +110,35 @@ class KeyMask:
 
     Args:
         taken: bool (B or 1, past and present keys); keys that are False take no part.
-
-    Attributes:
-        seen: bool (B, clips), of a mask of clips: which past ones take part; None: of any other mask.
     """
 
     def __init__(self, taken: Tensor) -> None:
-        self.seen: Tensor | None = None
         self._taken: Tensor | None = taken
-        self._num_past = self._num_present = 0
+        self._clips: tuple[Tensor, int, int] | None = None
 
     @classmethod
     def of_clips(cls, seen: Tensor, num_past: int, num_present: int) -> KeyMask:
-        """Past clips of `num_past` keys each take part where they are `seen`, and so do all `num_present` keys of the present."""
+        """Past clips, of `num_past` keys each, take part where they are `seen`, bool (B, clips), and so do all `num_present` keys
+        of the present.
+        """
         mask = cls(seen)
-        mask.seen, mask._taken, mask._num_past, mask._num_present = seen, None, num_past, num_present
+        mask._taken, mask._clips = None, (seen, num_past, num_present)
         return mask
 
     @property
+    def seen(self) -> Tensor | None:
+        """Of a mask of clips which past ones take part, bool (B, clips)."""
+        return None if self._clips is None else self._clips[0]
+
+    @property
     def taken(self) -> Tensor:
-        """Bool (B or 1, past and present keys), worked out once."""
+        """Which keys take part, bool (B or 1, past and present keys), worked out once."""
         if self._taken is not None:
             return self._taken
-        assert self.seen is not None
-        past = self.seen[:, :, None].expand(-1, -1, self._num_past).flatten(1)
-        taken = torch.cat([past, past.new_ones(len(past), self._num_present)], dim=1)
+        assert self._clips is not None
+        seen, num_past, num_present = self._clips
+        past = seen[:, :, None].expand(-1, -1, num_past).flatten(1)
+        taken = torch.cat([past, past.new_ones(len(past), num_present)], dim=1)
         if not torch.compiler.is_compiling():  # a compiler sees for itself what is the same
             self._taken = taken
         return taken
