@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 import torch
 
 from memvit import MeMViT, OnlineRecognizer
+from memvit.kernels import branches
+from memvit.kernels.branches import branching
 from memvit.kernels.frozen import frozen, hold_frozen
+from memvit.models.attention import PoolingAttention
 from memvit.online import ClipPrediction
 from memvit.online.recorded_step import RecordedStep
 from tiny_models import small_model
@@ -33,9 +37,29 @@ class Recorder:
         return replay
 
 
+class BranchingRecorder(Recorder):
+    """Takes the ways that a GPU's recording takes."""
+
+    def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
+        def branched() -> None:
+            with branching():
+                run()
+
+        return super().__call__(branched)
+
+
 @pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
+
+
+@pytest.fixture
+def branching_recorder(monkeypatch: pytest.MonkeyPatch) -> BranchingRecorder:
+    """Where tensors on the CPU have branches, which are done one after the other."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for module in (branches, sys.modules["memvit.models.memvit"], sys.modules["memvit.models.attention"]):
+        monkeypatch.setattr(module, "has_branches", lambda x: getattr(branches._this_thread, "branches", False))
+    return BranchingRecorder()
 
 
 def recognizer(model: MeMViT, recorder: Recorder, **options: object) -> OnlineRecognizer:
@@ -74,7 +98,22 @@ def check_alike(ours: list[ClipPrediction], theirs: list[ClipPrediction]) -> Non
 def test_streams_that_come_go_and_change_places_get_what_they_get_unrecorded(
     overrides: dict[str, object], recorder: Recorder
 ) -> None:
-    model = small_model(**overrides)
+    check_streams(small_model(**overrides), recorder)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"memory_gap": 2}, {"memory_length": 1}, {"memory_length": 0}], ids=str)
+def test_streams_get_the_same_where_work_for_later_steps_is_done_beside_the_rest(
+    overrides: dict[str, object], branching_recorder: BranchingRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+    remember = PoolingAttention._remember
+    monkeypatch.setattr(PoolingAttention, "_remember", lambda *args: (begun.append(args), remember(*args))[1])
+    check_streams(small_model(**overrides), branching_recorder)
+    assert bool(begun) is (overrides.get("memory_length") != 0)
+
+
+def check_streams(model: MeMViT, recorder: Recorder) -> None:
+    """Streams come, go and change places."""
     ours, theirs = recognizer(model, recorder, max_batch_size=4), OnlineRecognizer(model, max_batch_size=4)
     names = [["a"], ["a"], ["b"], ["a"], ["a", "b"], ["a", "b"], ["b", "a"], ["b"], ["a", "b", "c"], ["c", "a"]]
     for step, streams in enumerate(names):
