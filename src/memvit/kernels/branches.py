@@ -58,10 +58,9 @@ def run_branches(x: Tensor, branches: Sequence[Callable[[], Any]]) -> list[Any]:
         return [branch() for branch in branches]
     here = torch.cuda.current_stream(x.device)
     streams = [_take_stream(x.device, here.priority) for _ in branches[1:]]
-    for stream in streams:
-        stream.wait_stream(here)
     results = []
     for stream, branch in zip(streams, branches[1:], strict=True):
+        stream.wait_stream(here)
         with torch.cuda.stream(stream):
             results.append(branch())
     results.insert(0, branches[0]())
