@@ -213,7 +213,7 @@ def attention(
             [_packed(table).for_operands(q.dtype) for table in tables],
             [table.row for table in tables],
             [table.entry for table in tables],
-            None if key_mask is None else key_mask.taken,
+            _taken(key_mask),
             q.shape[-1] ** -0.5,
             -1 if residual_from is None else residual_from,
         )
@@ -221,15 +221,7 @@ def attention(
         folded, is_alike = positions.folded, q.dtype == k.dtype == v.dtype
         can_attend = is_alike and not dropout and triton_attention.can_attend(q, folded.sizes, positions.num_class)
         if can_attend and folded.ones is not None:
-            seen, ones = None, folded.ones[0]
-            if (
-                key_mask is not None
-                and key_mask.seen is not None
-                and key_mask.seen.shape[1] <= triton_attention.MAX_CLIPS
-            ):
-                seen, ones = key_mask.seen, folded.ones
-            elif key_mask is not None:
-                ones = triton_attention.masked_ones(folded.ones, key_mask.taken)
+            seen, ones = _seen_and_ones(folded.ones, key_mask)
             return triton_attention.triton_attention(
                 q,
                 k,
@@ -254,8 +246,7 @@ def attention(
         k, v = torch.cat([past_k.to(k.dtype), k], dim=2), torch.cat([past_v.to(v.dtype), v], dim=2)
     terms = [*(positions.terms(q) if positions else ()), *terms]
     compute = attention_reference if use_reference() else _folded_attention
-    taken = None if key_mask is None else key_mask.taken
-    out = compute(q, k, v, terms=terms, key_mask=taken, dropout=dropout)
+    out = compute(q, k, v, terms=terms, key_mask=_taken(key_mask), dropout=dropout)
     if residual_from is None:
         return out
     return out + F.pad(q[:, :, residual_from:], (0, 0, residual_from, 0))
@@ -302,6 +293,19 @@ def _folded_attention(
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=1.0)[..., :head_dim]
 
 
+def _taken(key_mask: KeyMask | None) -> Tensor | None:
+    return None if key_mask is None else key_mask.taken
+
+
+def _seen_and_ones(ones: Tensor, key_mask: KeyMask | None) -> tuple[Tensor | None, Tensor]:
+    """What `triton_attention` takes of a mask, from those of `triton_attention.key_ones`."""
+    if key_mask is None:
+        return None, ones[0]
+    if key_mask.seen is not None and key_mask.seen.shape[1] <= triton_attention.MAX_CLIPS:
+        return key_mask.seen, ones
+    return None, triton_attention.masked_ones(ones, key_mask.taken)
+
+
 def _attention_on_gpu(
     q: Tensor,
     k: Tensor,
@@ -316,9 +320,8 @@ def _attention_on_gpu(
     # Hopper's fused attention takes values that are narrower than keys; those of other GPUs write the logits then.
     v_width = folding.head_dim if _takes_narrow_values(q) else folding.width
     folded_q = triton_folding.fold_queries(q, folded.tables, folding)
-    taken = None if key_mask is None else key_mask.taken
     folded_k, joined_v = triton_folding.fold_keys(
-        k, v, past_k, past_v, folded.columns, taken, folding.width, folding.used - 1, v_width
+        k, v, past_k, past_v, folded.columns, _taken(key_mask), folding.width, folding.used - 1, v_width
     )
     out = F.scaled_dot_product_attention(folded_q, folded_k, joined_v, dropout_p=dropout, scale=1.0)
     return out if v_width == folding.head_dim else out[..., : folding.head_dim]
