@@ -3,9 +3,8 @@
 A step of one stream is some hundred launches, each too small to fill a GPU. Recorded as a CUDA graph they need not wait for one
 another where their results do not (within `branching`). Elsewhere such pieces run one after the other.
 
-What the step's result depends on goes first: a graph keeps the priorities of the streams that it was recorded from. Otherwise
-what is done for later steps, once it runs, has the GPU until all of its programs have started, and attention behind it takes
-processors twice while others are idle.
+What the step's result depends on goes first: a graph keeps the priorities of the streams that it was recorded from. Beside what
+is done for later steps at the same priority, attention took up to twice as long as alone (76 and 41 us in the last stage, H200).
 """
 
 from __future__ import annotations

