@@ -11,10 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from memvit.kernels import attention, cpu, reference_kernels
 from memvit.kernels.attention import AxisTable, KeyMask, RelativePositions, pack_table
-from memvit.kernels.linear import Linear, mlp
+from memvit.kernels.linear import MLP, Linear, mlp
 from memvit.kernels.max_pooling import max_pool
 from memvit.kernels.norm import add_layer_norm, layer_norm
 from memvit.kernels.pooling import Pooling, pool_norm
+from memvit.kernels.residual_mlp import residual_mlp
 from tiny_models import small_model
 
 Size3 = tuple[int, int, int]
@@ -121,6 +122,15 @@ def test_what_is_not_finite_stays_visible() -> None:
     out = attention(q, k, v)
     assert torch.isnan(out[0, 0, 3]).all()
     assert torch.isfinite(out[0, 0, :3]).all()
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1, 0x7FFF8000, 0x7F800001, 0x7FC00000])
+@pytest.mark.parametrize("which", ["q", "k", "v"])
+def test_what_is_no_number_is_none_whatever_its_bits(which: str, bits: int) -> None:
+    tensors = {name: torch.randn(1, 1, 40, 32) for name in "qkv"}
+    tensors[which][0, 0, 3, 5] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    out = attention(*tensors.values())
+    assert torch.isnan(out[0, 0, 3 if which == "q" else slice(None), 5]).all()
 
 
 def make_pooling(c: int, kernel: Size3, stride: Size3, causal: bool) -> Pooling:
@@ -271,3 +281,38 @@ def test_the_kernels_leave_gradients_to_pytorch() -> None:
         assert not cpu.can_run(q)
         assert attention(q, q, q).requires_grad
         assert Linear(16, 4)(torch.randn(2, 16)).requires_grad
+
+
+def test_parameters_may_lie_anyhow() -> None:
+    x = torch.randn(3, 40, 64)
+    linear, norm = Linear(64, 32), nn.LayerNorm(64)
+    expected = nn.functional.linear(x, linear.weight, linear.bias), norm(x)
+    for module in (linear, norm):
+        for name, parameter in module.named_parameters():
+            apart = torch.zeros(*parameter.shape, 3)
+            apart[..., 1] = parameter
+            setattr(module, name, nn.Parameter(apart[..., 1]))
+    torch.testing.assert_close(linear(x), expected[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(layer_norm(x, norm), expected[1], rtol=0, atol=1e-5)
+    norm.weight = nn.Parameter(torch.full((1,), 2.0).expand(64))
+    torch.testing.assert_close(layer_norm(x, norm), norm(x), rtol=0, atol=1e-5)
+
+
+def test_what_does_not_fit_is_an_error_and_nothing_is_read_beyond_its_end() -> None:
+    x = torch.randn(4, 4096)
+    with pytest.raises(RuntimeError, match=r"shapes|size"):
+        Linear(32, 2048)(x)
+    with pytest.raises(RuntimeError, match=r"shapes|size"):
+        MLP(32, 64, 32, 0.0).eval()(x)
+    with pytest.raises(RuntimeError, match="shape"):
+        layer_norm(x, nn.LayerNorm(32))
+    with pytest.raises(RuntimeError, match=r"shape|size"):
+        residual_mlp(x, x, nn.LayerNorm(4096), MLP(32, 64, 32, 0.0).eval())
+
+
+def test_norms_without_parameters_and_single_rows() -> None:
+    x = torch.randn(5, 64)
+    for norm in (nn.LayerNorm(64, bias=False), nn.LayerNorm(64, elementwise_affine=False)):
+        torch.testing.assert_close(layer_norm(x, norm), norm(x))
+    linear = Linear(64, 32)
+    torch.testing.assert_close(linear(x[0]), linear(x)[0], rtol=0, atol=1e-5)

@@ -1,13 +1,16 @@
 """At inference the past is kept projected: the results are those of the plain path, whatever is done with the memory."""
 
 import pickle
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_memory import clips_at
+from torch import Tensor
 
 from memvit import Memory, MeMViT
 from memvit.kernels import reference_kernels
@@ -84,14 +87,13 @@ def test_a_saved_memory_takes_no_more_than_its_numbers(tmp_path: Path) -> None:
     assert (tmp_path / "memory.pt").stat().st_size < num_bytes + 20_000
 
 
-@torch.inference_mode()
 def test_every_past_clip_is_projected_once() -> None:
-    model = small_model(memory_length=4)
-    memory = warm(model)
-    num_tokens = []
-    k = model.blocks[0].attn.k
-    k.register_forward_hook(lambda _, args, out: num_tokens.append(args[0].shape[:-1].numel()))
-    model(clips_at(7, 2), memory)
+    model, num_tokens = small_model(memory_length=4), []
+    with torch.inference_mode():
+        memory = warm(model)
+        k = model.blocks[0].attn.k
+        k.register_forward_hook(lambda _, args, out: num_tokens.append(args[0].shape[:-1].numel()))
+        model(clips_at(7, 2), memory)
     layer = memory.layers[0]
     # One past clip and the present one, together.
     assert num_tokens == [2 * (layer.compressed_k.shape[2] + layer.waiting_k.shape[2])]
@@ -111,6 +113,95 @@ def test_changed_weights_project_the_past_anew() -> None:
         assert not is_projected(unprojected)
         afresh, _ = model(clips_at(7, 2), unprojected)
     torch.testing.assert_close(with_old, afresh, rtol=0, atol=1e-6)
+
+
+class Adapter(torch.nn.Module):
+    """Adds a layer of its own to another one, and looks like it, as libraries of adapters do it."""
+
+    def __init__(self, layer: torch.nn.Linear, is_alike: bool) -> None:
+        super().__init__()
+        self.layer, self.own, self.scale = layer, torch.nn.Linear(layer.in_features, layer.out_features), 1.0
+        if is_alike:
+            self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layer(x) + self.scale * self.own(x)
+        return result
+
+
+def _adapt(model: MeMViT, *, is_alike: bool) -> Callable[[], None]:
+    adapters = [Adapter(block.attn.k, is_alike) for block in model.blocks]
+    for block, adapter in zip(model.blocks, adapters, strict=True):
+        block.attn.k = adapter
+
+    def change() -> None:
+        for adapter in adapters[::2]:
+            adapter.own.weight.mul_(3)
+        for adapter in adapters[1::2]:
+            adapter.scale = -2.0
+
+    return change
+
+
+def _parametrize(model: MeMViT) -> Callable[[], None]:
+    for block in model.blocks:
+        torch.nn.utils.parametrizations.weight_norm(block.attn.v)
+
+    def change() -> None:
+        for block in model.blocks:
+            block.attn.v.parametrizations.weight.original0.mul_(1.5)
+
+    return change
+
+
+def _make_in_inference_mode(model: MeMViT) -> Callable[[], None]:
+    with torch.inference_mode():
+        for block in model.blocks:
+            block.attn.k.weight = torch.nn.Parameter(block.attn.k.weight.clone(), requires_grad=False)
+
+    def change() -> None:
+        with torch.inference_mode():
+            for block in model.blocks:
+                block.attn.k.weight.mul_(1.5)
+
+    return change
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "prepare",
+    [partial(_adapt, is_alike=True), partial(_adapt, is_alike=False), _parametrize, _make_in_inference_mode],
+    ids=["adapters", "plain adapters", "parametrised", "made in inference mode"],
+)
+def test_changes_that_cannot_be_told_are_not_overlooked(
+    prepare: Callable[[MeMViT], Callable[[], None]], mode: type
+) -> None:
+    model = small_model(memory_length=4)
+    change = prepare(model)
+    with mode():
+        memory = warm(model)
+    with torch.no_grad():
+        change()
+    with mode():
+        with_old, _ = model(clips_at(7, 2), memory)
+        unprojected = model.new_memory(2, 4, 32, 32).load_state_dict(memory.state_dict())
+        afresh, _ = model(clips_at(7, 2), unprojected)
+    torch.testing.assert_close(with_old, afresh, rtol=0, atol=1e-5)
+
+
+def test_weights_in_the_place_of_parameters_are_not_taken_for_one_another() -> None:
+    model = small_model(memory_length=4)
+    both = [{name: factor * p for name, p in model.state_dict().items()} for factor in (1.0, 1.1)]
+    with torch.inference_mode():
+        memory: Memory | None = None
+        for step in range(4):
+            _, memory = torch.func.functional_call(model, both[0], (clips_at(step, 2), memory))
+        assert memory is not None
+        unprojected = model.new_memory(2, 4, 32, 32).load_state_dict(memory.state_dict())
+        with_old, afresh = (
+            torch.func.functional_call(model, both[1], (clips_at(7, 2), own))[0] for own in (memory, unprojected)
+        )
+    torch.testing.assert_close(with_old, afresh, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -172,7 +263,7 @@ def test_what_one_mode_saved_another_loads() -> None:
     with pytest.raises(ValueError, match="make them in the same mode"):
         Memory.cat([memories[mode] for mode in MODES])
     other = small_model(memory_gap=1).new_memory(2).state_dict()
-    with pytest.raises(ValueError, match="the saved memory has"):
+    with pytest.raises(ValueError, match="the saved memory is of another model: memory_gap=1, not 2"):
         model.new_memory(2).load_state_dict(other)
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import logging
 import pickle
+import weakref
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -268,3 +269,77 @@ def test_a_memory_of_other_shapes_is_no_input() -> None:
         step = RecordedOnCpu(model, clip(0)[None], model.new_memory(1), Workspace())
         with pytest.raises(AssertionError, match="in place of one of"):
             step(clip(0)[None], model.new_memory(2))
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str)
+@pytest.mark.parametrize("make", [for_kernels, small_model], ids=["our kernels", "PyTorch's operators"])
+def test_a_model_may_change_its_number_format_while_streams_run(
+    make: type, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    model = make().to(dtypes[0])
+    ours, theirs = pair(model)
+    for step in range(9):
+        if step == 4:
+            model.to(dtypes[1])
+        one, other = ours.push_clip(clip(step)), theirs.push_clip(clip(step))
+        scale = np.abs(other.logits[0]).max()
+        np.testing.assert_allclose(one.logits[0], other.logits[0], rtol=0, atol=0.1 * scale)
+        assert np.isfinite(one.logits[0]).all()
+    assert ours.engine._recorded_steps  # and steps are recorded again
+
+
+def test_a_memory_that_was_made_elsewhere_is_taken() -> None:
+    ours, _ = pair(for_kernels())
+    with torch.inference_mode():
+        made = [ours.model.new_memory(1), ours.model.new_memory(1).to(torch.float64)]
+    wanted: list[np.ndarray] = []
+    for memory in (*made, ours.model.new_memory(1)):
+        found = []
+        for step in range(4):
+            logits, (memory,) = ours.engine.step([clip(step)], [memory])
+            found.append(logits[0])
+        wanted = wanted or found
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_memories_that_were_filled_anew_are_those_that_count() -> None:
+    ours, theirs = pair(for_kernels(), max_batch_size=2)
+    memories = [ours.model.new_memory(1) for _ in range(2)]
+    for step in range(4):
+        _, memories = ours.engine.step([clip(step), clip(step + 50)], memories)
+    saved = [memory.state_dict() for memory in memories]
+    for memory, state in zip(memories, reversed(saved), strict=True):
+        memory.load_state_dict(state)
+    expected, _ = theirs.engine.step([clip(7), clip(8)], [memory.clone() for memory in memories])
+    found, _ = ours.engine.step([clip(7), clip(8)], memories)
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-5 * np.abs(expected[0]).max())
+
+
+def test_models_without_memory_are_freed() -> None:
+    ours, _ = pair(for_kernels(memory_length=0), max_batch_size=2)
+    memories = [ours.model.new_memory(1) for _ in range(2)]
+    for step in range(3):
+        _, memories = ours.engine.step([clip(step), clip(step + 50)], memories)
+    gone = [weakref.ref(recorded) for recorded in ours.engine._recorded_steps.values()]
+    assert gone
+    del ours, _, memories
+    gc.collect()
+    assert [reference() for reference in gone] == [None]
+
+
+def test_a_model_that_is_changed_while_it_is_recorded_is_recorded_later(caplog: pytest.LogCaptureFixture) -> None:
+    ours, _ = pair(for_kernels())
+    record, engine = ours.engine.record, ours.engine
+    assert record is not None
+
+    def disturbed(*arguments: object) -> object:
+        engine.model.eval()  # as another thread may do it, which makes another recognizer
+        raise CannotRecordError("because of that")
+
+    engine.record = disturbed  # type: ignore[assignment]
+    ours.push_clip(clip(0))
+    assert engine.record is disturbed
+    engine.record = record
+    ours.push_clip(clip(1))
+    assert engine._recorded_steps
+    assert "cannot be recorded" not in caplog.text

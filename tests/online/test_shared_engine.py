@@ -70,6 +70,27 @@ def test_an_error_reaches_only_who_asked_for_it(engine: SharedEngine) -> None:
     engine.model.forward = forward  # type: ignore[method-assign]
 
 
+def test_nonsense_reaches_only_who_asked_for_it(engine: SharedEngine) -> None:
+    clip, memory = torch.zeros(3, 4, 32, 32), engine.model.new_memory(1, 4, 32, 32)
+    with pytest.raises(ValueError, match="0 clips and 0 memories"):
+        engine.step([], [])
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(engine.step, [own], [memory]) for own in (clip, "a clip", clip, None, clip, clip)]
+        assert [future.exception(30) is None for future in asked] == [True, False, True, False, True, True]
+    assert engine.is_alive
+
+
+def test_a_listener_that_fails_stops_nobody() -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("a listener")
+
+    engine = SharedEngine(small_model(), on_step=fail)
+    for _ in range(2):
+        engine.step([torch.zeros(3, 4, 32, 32)], [engine.model.new_memory(1, 4, 32, 32)])
+    assert engine.is_alive
+    engine.close()
+
+
 def test_a_closed_engine_says_so(engine: SharedEngine) -> None:
     engine.close()
     with pytest.raises(RuntimeError, match="closed"):

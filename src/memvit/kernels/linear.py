@@ -133,17 +133,21 @@ def is_available() -> bool:
 
 def packed_dtype(x: Tensor, *layers: nn.Module) -> torch.dtype | None:
     """The dtype to compute in with packed weights; None: leave it to PyTorch."""
-    if x.device.type != "cpu" or use_reference() or not _HAS_PACKED:
+    if x.device.type != "cpu" or use_reference() or not _HAS_PACKED or x.dim() < 2:
         return None
     dtype = compute_dtype(x)
     if dtype not in (torch.float32, torch.bfloat16):
         return None
     if dtype == torch.bfloat16 and not _HAS_BFLOAT16:
         return None
+    width = x.shape[-1]
     for layer in layers:
         # Whatever replaces the layer (adapters) or its weight (quantisation) computes in its own way.
         if type(layer) is not Linear or type(layer.weight) is not nn.Parameter:
             return None
+        if layer.weight.shape[-1] != width:
+            return None  # which says so
+        width = layer.weight.shape[0]
         if not torch.compiler.is_compiling() and layer.weight.is_inference():
             return None  # whose changes cannot be seen
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in layer.parameters())):
@@ -157,7 +161,7 @@ def _packed(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) 
     def pack() -> tuple[Tensor, Tensor | None]:
         cast = weight.detach().to(dtype).contiguous()
         packed = torch.ops.mkldnn._reorder_linear_weight(cast, x.numel() // x.shape[-1])
-        return packed, None if bias is None else bias.detach().to(dtype)
+        return packed, None if bias is None else bias.detach().to(dtype).contiguous()
 
     return frozen([weight] if bias is None else [weight, bias], ("linear", dtype), pack)
 

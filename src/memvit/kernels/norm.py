@@ -34,7 +34,9 @@ def add_layer_norm(x: Tensor, added: Tensor, norm: nn.LayerNorm) -> tuple[Tensor
 
 def kernel_dtype(x: Tensor, added: Tensor | None, norm: nn.LayerNorm) -> torch.dtype | None:
     """The dtype of the result of the kernel for CPUs; None: it does not take these."""
-    if use_reference() or type(norm) is not nn.LayerNorm or not cpu.can_run(x, added, norm.weight, norm.bias):
+    if use_reference() or type(norm) is not nn.LayerNorm or norm.weight is None or norm.bias is None:
+        return None
+    if not cpu.can_run(x, added, norm.weight, norm.bias) or norm.weight.shape != x.shape[-1:]:
         return None
     dtype = compute_dtype(x)
     if x.shape[-1] % cpu.lanes() or dtype not in (torch.float32, torch.bfloat16):
@@ -45,10 +47,11 @@ def kernel_dtype(x: Tensor, added: Tensor | None, norm: nn.LayerNorm) -> torch.d
 
 
 def norm_parameters(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """Weight and bias in float32."""
-    if norm.weight.dtype == torch.float32:
-        return norm.weight, norm.bias
-    return frozen([norm.weight, norm.bias], "norm", lambda: (norm.weight.float(), norm.bias.float()))
+    """Weight and bias in float32, each in one piece."""
+    weight, bias = norm.weight, norm.bias
+    if weight.dtype == torch.float32 and weight.is_contiguous() and bias.is_contiguous():
+        return weight, bias
+    return frozen([weight, bias], "norm", lambda: (weight.float().contiguous(), bias.float().contiguous()))
 
 
 def _fake(

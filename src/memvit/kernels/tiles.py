@@ -134,7 +134,7 @@ def packed_layer(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Pac
     def pack() -> PackedLinear:
         return PackedLinear(
             pack_weight(weight.detach().flatten(1), parts),
-            None if bias is None else bias.detach().float(),
+            None if bias is None else bias.detach().float().contiguous(),
             weight.shape[0],
             parts,
         )

@@ -6,6 +6,7 @@ Parameters carry the names of the authors' checkpoints, so that theirs load with
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memvit.kernels.attention import AttentionTerm, KeyMask, RelativePositions, attention, masked_logit
-from memvit.kernels.backend import use_reference
+from memvit.kernels.backend import compute_dtype, use_reference
 from memvit.kernels.branches import Begin, has_branches, run_branches
-from memvit.kernels.frozen import frozen, stamp_of
+from memvit.kernels.frozen import ANY_WEIGHTS, Stamp, frozen, stamp_of
 from memvit.kernels.linear import Linear, linear_each
 from memvit.kernels.norm import layer_norm
 from memvit.kernels.pooling import Pooling, pool_norm, pool_norm_each
@@ -220,8 +221,10 @@ class PoolingAttention(nn.Module):
         modules: list[Any] = [self.k, self.v]
         if self.compresses:
             modules += [self.compress_k, self.norm_compress_k, self.compress_v, self.norm_compress_v]
-        stamp = stamp_of([p for module in modules for p in (module.weight, module.bias) if p is not None])
-        return memory.all_projected(self.config.memory, self._compressions(key_grid), (self.k, self.v), stamp)
+        project = lambda x: self.k(_beside(x, _weight(self.k))), lambda x: self.v(_beside(x, _weight(self.v)))
+        return memory.all_projected(
+            self.config.memory, self._compressions(key_grid), project, _stamp_of_modules(modules)
+        )
 
     def _pool_and_project(
         self, x: Tensor, grid: Size3, *, only_class: bool = False, compresses: bool = False
@@ -313,7 +316,8 @@ class PoolingAttention(nn.Module):
         if not self.compresses:
             return lambda x: x
         pooling = self._compressing(name)
-        return lambda x: pool_norm(x, key_grid, [pooling], num_class=int(self.config.class_token))[0]
+        num_class = int(self.config.class_token)
+        return lambda x: pool_norm(_beside(x, pooling.weight), key_grid, [pooling], num_class=num_class)[0]
 
     def _compressing(self, name: str) -> Pooling:
         conv, norm = getattr(self, f"compress_{name}"), getattr(self, f"norm_compress_{name}")
@@ -382,3 +386,24 @@ class PoolingAttention(nn.Module):
         volume = q[:, :, num_class:].flatten(0, 1).unflatten(1, q_grid).permute(0, 4, 1, 2, 3)
         residual = self.conv_q_func(volume).permute(0, 2, 3, 4, 1).flatten(1, 3).unflatten(0, q.shape[:2])
         return F.pad(residual, (0, 0, num_class, 0))
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    """The weight of a linear layer, or what comes closest in what somebody has put in its place."""
+    weight = getattr(layer, "weight", None)
+    return weight if isinstance(weight, Tensor) else next(layer.parameters())
+
+
+def _stamp_of_modules(modules: Sequence[nn.Module]) -> Stamp | None:
+    """Tells what these do from what they did or will do; None where that is not known. A compiler's graph is for any weights."""
+    if torch.compiler.is_compiling():
+        return ANY_WEIGHTS
+    if not all(type(module) in (Linear, nn.Linear, nn.Conv3d, nn.LayerNorm) for module in modules):
+        return None  # adapters, parametrisations: more than their parameters may count
+    return stamp_of([p for module in modules for p in module.parameters()])
+
+
+def _beside(remembered: Tensor, weight: Tensor) -> Tensor:
+    """What is remembered, in a dtype that it can be computed with: a memory may have been made in another one, or cast to it."""
+    is_usable = remembered.dtype in (weight.dtype, compute_dtype(weight))
+    return remembered if is_usable else remembered.to(weight.dtype)

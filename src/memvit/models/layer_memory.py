@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from memvit.kernels.attention import KeyMask
-from memvit.kernels.frozen import Stamp
+from memvit.kernels.backend import compute_dtype
+from memvit.kernels.frozen import ANY_WEIGHTS, Stamp
 from memvit.models.config import MemoryConfig
 from memvit.models.slots import append_slot, append_together
 
@@ -36,7 +37,8 @@ class Projected:
 
     Attributes:
         k, v: (B, slots, N', attention_dim), compressed and projected, oldest first.
-        stamp: of the weights that made them; None: they serve whatever the weights are (empty slots, compiled models).
+        stamp: of the weights that made them; `ANY_WEIGHTS`: they serve whatever the weights are (empty slots, compiled models);
+            None: it is not known which these were, so that they serve nobody.
     """
 
     k: Tensor
@@ -103,8 +105,9 @@ class LayerMemory:
         """Applies a function to each of the tensors that the layers have in common."""
         projected = [layer.projected for layer in layers if layer.projected is not None]
         joined = None
-        if len(projected) == len(layers) and len({p.stamp for p in projected if p.stamp is not None}) <= 1:
-            stamp = next((p.stamp for p in projected if p.stamp is not None), None)
+        stamps = {p.stamp for p in projected} - {ANY_WEIGHTS}
+        if len(projected) == len(layers) and len(stamps) <= 1:
+            stamp = stamps.pop() if stamps else ANY_WEIGHTS
             joined = Projected(function([p.k for p in projected]), function([p.v for p in projected]), stamp)
         else:
             layers = [layer.plain() for layer in layers]
@@ -161,10 +164,10 @@ class LayerMemory:
 
         Args:
             compress, project: for keys and values: (n, N, dim) -> (n, N', dim), and (n, N, dim) -> (n, N, attention_dim).
-            stamp: of the weights; what other weights have projected is projected anew.
+            stamp: of the weights, None if they cannot be told; what other weights have projected is projected anew.
         """
         projected = self.projected
-        if projected is not None and (projected.stamp is None or projected.stamp == stamp):
+        if projected is not None and stamp is not None and projected.stamp in (stamp, ANY_WEIGHTS):
             return self if projected.stamp == stamp else replace(self, projected=replace(projected, stamp=stamp))
         plain, entries = self.plain(), []
         waiting, older = (plain.waiting_k, plain.waiting_v), (plain.compressed_k, plain.compressed_v)
@@ -175,6 +178,8 @@ class LayerMemory:
             else:
                 entries.append(before)
         k, v = (_per_clip(project_one, slots) for project_one, slots in zip(project, entries, strict=True))
+        if compute_dtype(plain.waiting_k) == plain.waiting_k.dtype:  # else autocast's is kept
+            k, v, *entries = (t.to(plain.waiting_k.dtype) for t in (k, v, *entries))
         if config.compression == "pipelined":
             older = entries[0], entries[1]
             waiting = waiting if keeps_waiting() else (waiting[0][:, :0], waiting[1][:, :0])
@@ -287,7 +292,7 @@ def empty_layer(
     projected = None
     if projected_dim is not None:
         slots = like.new_zeros(batch_size, config.num_slots, num_compressed_tokens, projected_dim)
-        projected = Projected(slots, slots.clone(), None)
+        projected = Projected(slots, slots.clone(), ANY_WEIGHTS)
     return LayerMemory(waiting, waiting.clone(), compressed, compressed.clone(), projected)
 
 

@@ -15,7 +15,7 @@ from memvit.datasets.views import View, centre_view
 from memvit.models.config import HeadConfig
 from memvit.models.memory import Memory
 from memvit.models.memvit import MeMViT
-from memvit.online.engine import StepEngine
+from memvit.online.engine import StepEngine, evaluating
 from memvit.online.keyframes import KeyframeClip, KeyframeSampler, Look
 from memvit.online.persons import Moment, Person, PersonSource
 from memvit.online.prediction import activate, best_classes
@@ -100,7 +100,7 @@ class BoxRecognizer:
         for name, value in (("fps", fps), ("sampling_rate", sampling_rate)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name}={value} must be above 0")
-        self.model = model.eval()
+        self.model = evaluating(model)
         self.period_s = sampling_rate / fps
         self.dtype = None if dtype in (None, torch.float32) else dtype
         self.engine = StepEngine(self.model, self.dtype)

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import operator
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from memvit.kernels import cpu
-from memvit.kernels.frozen import Stamp, stamp_of
+from memvit.kernels.frozen import Stamp, stamp_of, thaw_rewritten
 from memvit.kernels.program import Workspace
 from memvit.models.config import Size3
 from memvit.models.heads import Logits
@@ -77,7 +78,8 @@ class StepEngine:
         self._compiled_steps: dict[tuple[int, Size3], Step] = {}
         self._recorded_steps: dict[tuple[int, Size3], Recorded] = {}
         self._stamp: tuple[Stamp, Settings] | None = None  # of what steps were recorded with
-        self._joined: tuple[list[Memory], Memory] | None = None  # memories of the step before, as given and together
+        # Of the step before: the tensors of each stream's memory, and all of them together.
+        self._joined: tuple[list[list[Tensor]], Memory] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, in this process or another one, compiles and records anew.
@@ -149,15 +151,17 @@ class StepEngine:
         logits, memory = self._run(self.to_device(batch), joined)
         heads = logits if isinstance(logits, tuple) else (logits,)
         parts = [memory] if batch_size == 1 else [memory[b] for b in range(num_clips)]
-        self._joined = None if num_missing else (parts, memory)
+        self._joined = None if num_missing or len(parts) == 1 else ([part.tensors() for part in parts], memory)
         return [head[:num_clips].float().cpu().numpy() for head in heads], parts
 
     def _join(self, memories: Sequence[Memory]) -> Memory:
         """`Memory.cat`, or what it would give where these are the memories of the step before, in their order."""
+        if len(memories) == 1:
+            return memories[0]
         if self._joined is not None and len(memories) == len(self._joined[0]):
             parts, together = self._joined
-            pairs = zip(memories, parts, strict=True)
-            if all(memory is part or memory.valid is part.valid for memory, part in pairs):
+            pairs = zip((memory.tensors() for memory in memories), parts, strict=True)
+            if all(len(own) == len(part) and all(map(operator.is_, own, part)) for own, part in pairs):
                 return together
         return Memory.cat(memories)
 
@@ -184,17 +188,19 @@ class StepEngine:
         return clips.to(self.device, non_blocking=True).to(self._clip_dtype)
 
     def _run(self, clips: Tensor, memory: Memory) -> tuple[Logits, Memory]:
-        if self.dtype is not None and memory.dtype != self.dtype:
-            memory = memory.to(self.dtype)  # what is computed in low precision is kept in it, from the first clip on
+        dtype = self.dtype or self.model.norm.weight.dtype
+        if memory.dtype != dtype:
+            memory = memory.to(dtype)  # what is computed in low precision is kept in it, from the first clip on
         if self.record is None:
             return self._step(clips, memory)
         key = _key(clips)
         recorded = self._recorded_steps.pop(key, None)
         if recorded is not None:
             self._recorded_steps[key] = recorded  # the latest comes last
-        if recorded is not None and recorded.takes(memory):
+        is_checked_later = clips.is_cuda  # while the GPU works
+        if recorded is not None and (is_checked_later or self._stamp_now() == self._stamp) and recorded.takes(memory):
             result = recorded(clips, memory)
-            if self._stamp_now() == self._stamp:  # looked at while a GPU works
+            if not is_checked_later or self._stamp_now() == self._stamp:
                 return result
         stamp = self._stamp_now()
         if stamp != self._stamp:
@@ -211,6 +217,8 @@ class StepEngine:
                 if self.compile and _lacks_compiler(error):
                     raise
                 result = self._step(clips, memory)  # which raises what has nothing to do with recording
+                if self._stamp_now() != stamp:  # somebody has changed the model meanwhile: it is tried again
+                    return result
                 logger.warning("steps of this model cannot be recorded, and run slower: %s", error)
                 self.record, self.fills_batches = None, self.compile
                 return result
@@ -222,7 +230,9 @@ class StepEngine:
         """Tells what recorded steps depend on from what it was; None: not known, or somebody wants to be called in every step."""
         if any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules()):
             return None
-        weights = stamp_of(list(self.model.parameters()))
+        parameters = list(self.model.parameters())
+        thaw_rewritten(parameters)
+        weights = stamp_of(parameters)
         return None if weights is None else (weights, kernel_settings())
 
     def _step(self, clips: Tensor, memory: Memory) -> tuple[Logits, Memory]:
@@ -246,6 +256,11 @@ class StepEngine:
         own = types.FunctionType(code, step.__globals__, code.co_name, None, step.__closure__)
         compiled: Step = torch.compile(own, fullgraph=True, dynamic=False, backend=self.backend)
         return compiled
+
+
+def evaluating(model: MeMViT) -> MeMViT:
+    """The model in eval mode. One that is so already is left alone: others may be running it."""
+    return model.eval() if any(module.training for module in model.modules()) else model
 
 
 def _key(clips: Tensor) -> tuple[int, Size3]:

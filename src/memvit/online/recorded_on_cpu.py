@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from memvit.kernels.program import Program, Results, Workspace
 from memvit.kernels.recording import CannotRecordError, recording
 from memvit.models.heads import Logits
 from memvit.models.memory import Memory
-from memvit.online.recorded_step import Step, memory_stamps
+from memvit.online.recorded_step import Step, fits, memory_stamps
 
 MAX_ERROR = 1e-2  # of the largest number, between a record and the step; nothing, most of the time
 
@@ -43,6 +44,7 @@ class RecordedOnCpu:
         other_clips = torch.randn(clips.shape, generator=torch.Generator().manual_seed(0)).to(clips.dtype)
         inputs = [_copied(tensor) for tensor in (other_clips, *expected[1].tensors())]
         self._layouts = [(tensor.shape, tensor.stride()) for tensor in inputs]
+        self._forms = [(tensor.shape, tensor.dtype) for tensor in inputs[1:]]
         with recording(inputs) as recorder:
             logits, self._after = step(inputs[0], expected[1].with_tensors(inputs[1:]))
         self._is_tuple = isinstance(logits, tuple)
@@ -66,10 +68,7 @@ class RecordedOnCpu:
             return False
         if _results_by(self, memory) is not None:
             return True
-        stamps = memory_stamps(memory)
-        return stamps.keys() == self._stamps.keys() and all(
-            stamp is None or stamp == self._stamps[index] for index, stamp in stamps.items()
-        )
+        return fits(memory, self._forms, self._stamps)
 
     def __call__(self, clips: Tensor, memory: Memory) -> tuple[Logits, Memory]:
         """As the step, for a memory that this `takes`."""
@@ -99,26 +98,35 @@ class _Remembered(Memory):
     def __getattr__(self, name: str) -> Any:
         if name not in _ATTRIBUTES:
             raise AttributeError(f"Memory has no attribute {name!r}")
-        self._make()
+        _make(self)
         return self.__dict__[name]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        self._make()
+        _make(self)
         return self.__reduce_ex__(protocol)
 
     @property
     def dtype(self) -> torch.dtype:
         """As of any memory."""
-        return self.__dict__["_step"].dtype
+        step = self.__dict__.get("_step")
+        return Memory.dtype.fget(self) if step is None else step.dtype  # type: ignore[attr-defined]
 
-    def _make(self) -> None:
-        step, results = self.__dict__.get("_step"), self.__dict__.get("_results")
-        if step is not None and results is not None:  # otherwise another thread has been here
-            made = step.memory_of(results)
+
+def _make(memory: _Remembered) -> None:
+    """Makes the tensors. (No method: another thread may make this an ordinary memory, which has none of these, at any moment.)"""
+    with _making:
+        step, results = memory.__dict__.get("_step"), memory.__dict__.get("_results")
+        if step is None or results is None:
+            return
+        made = step.memory_of(results)
+        if made.valid.numel():  # otherwise it is a constant of the record, which it would keep alive
             _looked_at[made.valid] = step, results.without_tensors()  # which would keep this key alive
-            self.__dict__.update(made.__dict__)
-            self.__class__ = Memory  # type: ignore[assignment]
-            self.__dict__.pop("_step", None), self.__dict__.pop("_results", None)
+        memory.__dict__.update(made.__dict__)
+        memory.__class__ = Memory  # type: ignore[assignment]
+        memory.__dict__.pop("_step", None), memory.__dict__.pop("_results", None)
+
+
+_making = threading.Lock()
 
 
 _ATTRIBUTES = frozenset(field.name for field in dataclasses.fields(Memory))

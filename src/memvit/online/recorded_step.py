@@ -8,15 +8,16 @@ parts of one piece of memory, which makes such a copy one launch.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from memvit.kernels.branches import URGENT, branching, handing_over
-from memvit.kernels.frozen import hold_frozen
+from memvit.kernels.frozen import ANY_WEIGHTS, hold_frozen
 from memvit.models.heads import Logits
 from memvit.models.memory import Memory
 
@@ -78,25 +79,28 @@ class RecordedStep:
         with hold_frozen() as self._held:
             self._replay = record(run)
         self._stamps = memory_stamps(self._after)
-        self._latest: Memory | None = None
+        self._forms = [(tensor.shape, tensor.dtype) for tensor in memory.tensors()]
+        self._latest: list[Tensor] = []  # of the memory that came out last
 
     def takes(self, memory: Memory) -> bool:
         """Whether a memory has the tensors that this is recorded for, projected by the same weights."""
-        stamps = memory_stamps(memory)
-        return stamps.keys() == self._stamps.keys() and all(
-            stamp is None or stamp == self._stamps[index] for index, stamp in stamps.items()
-        )
+        return self._is_latest(memory) or fits(memory, self._forms, self._stamps)
+
+    def _is_latest(self, memory: Memory) -> bool:
+        """Whether it is the memory that came out last. Tensors tell, as `Memory.cat` makes a new object."""
+        own = memory.tensors()
+        return len(own) == len(self._latest) and all(map(operator.is_, own, self._latest))
 
     def __call__(self, clips: Tensor, memory: Memory) -> tuple[Logits, Memory]:
         """As the step, for a memory that this `takes`."""
         self._clips.copy_(clips)
-        # Of the memory that came out last the graph has its own copy already. Tensors tell, as `Memory.cat` makes a new object.
-        if self._latest is None or memory.valid is not self._latest.valid:
+        if not self._is_latest(memory):  # of which the graph has its own copy already
             self._packed.copy_from(memory)
         self._replay()
         heads = tuple(head.clone() for head in self._heads)
-        self._latest = self._packed.copied(like=self._after)
-        return heads if self._is_tuple else heads[0], self._latest
+        after = self._packed.copied(like=self._after)
+        self._latest = after.tensors()
+        return heads if self._is_tuple else heads[0], after
 
 
 class PackedMemory:
@@ -169,3 +173,13 @@ def _aligned(num_bytes: int) -> int:
 def memory_stamps(memory: Memory) -> dict[int, Any]:
     """Of the layers that keep projected clips, the weights that projected them."""
     return {index: layer.projected.stamp for index, layer in memory.layers.items() if layer.projected is not None}
+
+
+def fits(memory: Memory, forms: Sequence[tuple[torch.Size, torch.dtype]], stamps: Mapping[int, Any]) -> bool:
+    """Whether a memory has tensors of these shapes and dtypes, and what is projected is by weights of these stamps."""
+    own = memory_stamps(memory)
+    return (
+        own.keys() == stamps.keys()
+        and all(stamp == ANY_WEIGHTS or stamp == stamps[index] for index, stamp in own.items())
+        and [(tensor.shape, tensor.dtype) for tensor in memory.tensors()] == list(forms)
+    )

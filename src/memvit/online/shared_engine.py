@@ -79,7 +79,10 @@ class SharedEngine(StepEngine):
 
         Raises:
             RuntimeError: the engine is closed.
+            ValueError: no clips, or not as many memories.
         """
+        if not len(clips) or len(clips) != len(memories):
+            raise ValueError(f"{len(clips)} clips and {len(memories)} memories: give one of each for every stream")
         outcome = self._ask(_Request(clips, memories))
         assert outcome is not None
         return outcome
@@ -108,13 +111,16 @@ class SharedEngine(StepEngine):
         return request.outcome
 
     def _work(self) -> None:
-        while batch := self._next_batch():
-            self._run_batch(batch)
-        with self._changed:
-            for request in self._waiting:
-                request.error = RuntimeError("the engine is closed")
-                request.done.set()
-            self._waiting.clear()
+        try:
+            while batch := self._next_batch():
+                self._run_batch(batch)
+        finally:  # nobody shall wait for a thread that has gone
+            with self._changed:
+                self._closed = True
+                for request in self._waiting:
+                    request.error = RuntimeError("the engine is closed")
+                    request.done.set()
+                self._waiting.clear()
 
     def _next_batch(self) -> list[_Request]:
         """The requests that have waited longest and go together; none if the engine is closed."""
@@ -148,14 +154,18 @@ class SharedEngine(StepEngine):
             batch[0].error = error
             batch[0].done.set()
             return
-        if self._on_step is not None:
-            self._on_step(len(clips), time.perf_counter() - began_s)
+        seconds = time.perf_counter() - began_s
         first = 0
         for request in batch:
             those = slice(first, first + len(request.clips))
             request.outcome = [head[those] for head in logits], after[those]
             first = those.stop
             request.done.set()
+        if self._on_step is not None:
+            try:
+                self._on_step(len(clips), seconds)
+            except Exception:
+                logger.exception("what is called after every step failed")
 
 
 def _go_together(batch: Sequence[_Request], other: _Request, max_batch_size: int) -> bool:
@@ -163,4 +173,5 @@ def _go_together(batch: Sequence[_Request], other: _Request, max_batch_size: int
     if batch[0].warm_for is not None or other.warm_for is not None:
         return False
     num_clips = sum(len(request.clips) for request in batch) + len(other.clips)
-    return num_clips <= max_batch_size and other.clips[0].shape == batch[0].clips[0].shape
+    size, other_size = (getattr(request.clips[0], "shape", None) for request in (batch[0], other))
+    return num_clips <= max_batch_size and size == other_size is not None  # what is no tensor fails alone

@@ -45,8 +45,9 @@ static inline void split(Vec low, Vec high, bf16* out, int64_t out_stride = BLOC
   for (int part = 0; part < PARTS; part++) {
     Ints a = as_ints(low), b = as_ints(high);
     if (IsRounded || (PARTS == 2 && part == 1)) {  // the last of two is rounded
-      a = _mm512_add_epi32(a, _mm512_set1_epi32(0x8000));
-      b = _mm512_add_epi32(b, _mm512_set1_epi32(0x8000));
+      // What is not a number is cut off: all its bits may be ones, and the sum would be zero.
+      a = _mm512_mask_add_epi32(a, _mm512_cmp_ps_mask(low, low, _CMP_ORD_Q), a, _mm512_set1_epi32(0x8000));
+      b = _mm512_mask_add_epi32(b, _mm512_cmp_ps_mask(high, high, _CMP_ORD_Q), b, _mm512_set1_epi32(0x8000));
     }
     constexpr int A_OR_B_AND_C = 0xf8;
     store_ints(out + part * out_stride, _mm512_ternarylogic_epi32(_mm512_srli_epi32(a, 16), b, upper, A_OR_B_AND_C));
