@@ -32,9 +32,12 @@ _HOMES = {
     "list_models": "memvit.models.zoo",
     "load_slowfast": "memvit.models.slowfast",
 }
+_PACKAGES = frozenset({"datasets", "kernels", "metrics", "models", "online", "training", "video"})
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)
@@ -42,4 +45,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, *_PACKAGES})

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from memvit import MeMViT
 from memvit.models.config import LAYER_PLACEMENTS, HeadConfig, MemoryConfig, MViTConfig, place_memory
@@ -88,6 +89,23 @@ def test_a_flat_name_beside_a_whole_part_changes_that_part():
     assert config.memory == MemoryConfig(length=5, gap=3)
 
 
+def test_a_whole_part_may_be_a_dict_of_its_fields():
+    config = MViTConfig().replace(memory={"length": 1, "kernel": [3, 3, 3]}, memory_gap=3, head={"num_classes": [2, 3]})
+    assert config.memory == MemoryConfig(length=1, gap=3, kernel=(3, 3, 3))
+    assert config.head == HeadConfig(num_classes=(2, 3))
+
+
+def test_even_kernels_are_for_memory_and_for_keys_beside_queries_that_are_not_pooled():
+    for overrides in (
+        {"memory_kernel": (2, 2, 2)},
+        {"pool_kernel": (2, 2, 2), "q_strides": (), "kv_stride_adaptive": (1, 4, 4)},
+    ):
+        model, memory = small_model(**overrides), None
+        for seed in range(3):
+            logits, memory = model(torch.randn(1, 3, 4, 32, 32, generator=torch.Generator().manual_seed(seed)), memory)
+        assert logits.isfinite().all()
+
+
 def test_dropout_is_the_trunks_and_head_dropout_the_heads():
     config = MViTConfig().replace(dropout=0.25, head_dropout=0.125)
     assert (config.dropout, config.head.dropout) == (0.25, 0.125)
@@ -153,6 +171,15 @@ def test_an_unknown_option_is_answered_with_the_known(name):
         ({"activation": "relu"}, "must be one of softmax, sigmoid"),
         ({"pool_mode": "sum"}, "must be one of conv, conv_unshared, avg, max"),
         ({"mean": (0.5,)}, "needs one value per channel"),
+        ({"mean": 0.5}, "mean=0.5: needs one value per channel, 3 in all"),
+        ({"std": ("1", "1", "1")}, "needs one value per channel"),
+        ({"fps": "30"}, "a model option has a value of the wrong type"),
+        ({"num_classes": 5.0}, "wrong type"),
+        ({"pool_kernel": (2, 2, 2)}, r"pool_kernel=\(2, 2, 2\): needs odd numbers where queries are pooled"),
+        ({"pool_kernel": (3, 3, 4)}, "needs odd numbers"),
+        ({"memory": 2}, "memory must be a mapping, not int"),
+        ({"memory": {"lenght": 2}}, "unknown field memory.lenght .*MemoryConfig has .*length"),
+        ({"head": None}, "head must be a mapping"),
         ({"std": (0.1, 0.0, 0.1)}, "must be positive"),
         ({"num_heads": 5}, "not divisible by 5 heads"),
         ({"fps": 0}, "fps=0: must be positive"),

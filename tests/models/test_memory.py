@@ -1,11 +1,12 @@
 """Memory is a value: it can be split, joined, saved, moved and forgotten, stream by stream."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from memvit import Memory, MeMViT
-from tiny_models import small_model
+from tiny_models import small_config, small_model
 
 TASKS = {
     "clip": {},
@@ -126,6 +127,10 @@ def test_splitting_and_joining_streams_is_lossless(task: str) -> None:
     assert_same(Memory.cat(list(memory)), memory)
     assert_same(memory[torch.tensor([3, 0])], Memory.cat([memory[-1], memory[0]]))
     assert_same(memory[[True, False, True, False]], memory[::2])
+    assert_same(memory[(0, 3)], memory[[0, 3]])
+    assert_same(memory[True, False, True, False], memory[::2])
+    for one in (np.int64(3), torch.tensor(3)):
+        assert_same(memory[one], memory[3])
 
 
 def test_streams_with_more_boxes_join_those_with_few() -> None:
@@ -176,6 +181,83 @@ def test_a_memory_of_another_shape_is_refused_and_changes_nothing() -> None:
     with pytest.raises(ValueError, match="another model"):
         memory.load_state_dict(small_model(memory_layers=(0,)).new_memory(2).state_dict())
     assert_same(memory, before)
+
+
+SHORT_WITH_A_GAP = {"memory_length": 1, "memory_gap": 2}
+OTHERS: list[tuple[dict[str, object], dict[str, object], str]] = [
+    ({}, {"num_heads": 2}, r"num_heads=\[2, 4, 4, 8\], not \[1, 2, 2, 4\]"),
+    ({}, SHORT_WITH_A_GAP, "memory_length=1, not 2; memory_gap=2, not 1"),
+    ({}, {"memory_compression": "joint"}, "memory_compression=joint, not pipelined"),
+    ({"memory_length": 1}, {"memory_length": 1, "memory_compression": "joint"}, "memory_compression=joint"),
+    ({}, {"memory_layers": (0, 2)}, r"memory_layers=\(0, 2\), not \(0, 1, 2, 3\)"),
+    ({}, {"memory_length": 0}, "memory_length=0, not 2"),
+    ({}, {"memory_kernel": (1, 3, 3)}, "memory_kernel"),
+    ({}, {"memory_stride": (1, 2, 2)}, "memory_stride"),
+    ({}, {"embed_dim": 16}, r"width=\[16, .*, not \[8, "),
+    ({}, {"dim_mul": ((1, 2.0), (2, 2.0))}, "width"),
+    ({"dim_mul": ((1, 2.0),)}, {"dim_mul": ((2, 2.0),), "widen_in_attention": False}, "attention_width"),
+    ({}, {"class_token": False}, "class_token=False, not True"),
+    ({}, {"kv_stride_adaptive": (1, 2, 2)}, "key_stride"),
+    (TASKS["boxes"], {**TASKS["boxes"], "head_box_depth": 1}, "box_depth=1, not 2"),
+]
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+@pytest.mark.parametrize(("own", "others", "difference"), OTHERS)
+def test_a_memory_of_another_model_is_refused_and_told_apart(
+    own: dict[str, object], others: dict[str, object], difference: str, mode: type
+) -> None:
+    model, other = MeMViT(small_config(**own)), MeMViT(small_config(**others))
+    boxes = boxes_at(1, 2) if model.config.head.task == "boxes" else None
+    with mode():
+        memory = other.new_memory(2)
+        with pytest.raises(
+            ValueError, match=f"this memory is of another model: .*{difference}.*begin with memory=None"
+        ):
+            model(clips_at(0, 2), memory, boxes)
+        with pytest.raises(ValueError, match="of another model"):
+            model.forward_features(clips_at(0, 2), memory)
+        with pytest.raises(ValueError, match=f"the saved memory is of another model: .*{difference}.*new_memory"):
+            model.new_memory(2).load_state_dict(memory.state_dict())
+        with pytest.raises(ValueError, match=f"memories of different models cannot be joined: .*{difference}"):
+            Memory.cat([model.new_memory(2), memory])
+
+
+def test_other_weights_heads_and_rates_take_each_others_memory() -> None:
+    memory = filled_memory(small_model())
+    alike = {"num_classes": (3, 2), "drop_path": 0.5, "mlp_ratio": 2.0, "memory_layers": (0, 1, 2, 3)}
+    for other in (MeMViT(small_config(**alike)), small_model(memory_boundary="zero")):
+        other(clips_at(3, 4), memory)
+        other(clips_at(3, 4), other.new_memory(4).load_state_dict(memory.state_dict()))
+
+
+def test_clips_turned_by_a_quarter_do_not_go_on_from_a_saved_memory() -> None:
+    model = small_model()
+    state = model.new_memory(1, height=48, width=32).state_dict()
+    memory = model.new_memory(1, height=32, width=48)
+    with pytest.raises(ValueError, match=r"token grid \(2, 12, 8\) \(time, height, width\), this one of \(2, 8, 12\)"):
+        memory.load_state_dict(state)
+    model.new_memory(1, height=48, width=32).load_state_dict(state)
+
+
+def test_states_from_before_they_said_what_they_are_of_load() -> None:
+    model = small_model()
+    memory = filled_memory(model)
+    old = {name: tensor for name, tensor in memory.state_dict().items() if name not in ("kind", "clip_grid")}
+    restored = model.new_memory(4).load_state_dict(old)
+    assert_same(restored, memory)
+    with torch.no_grad():
+        expected, _ = model(clips_at(4, 4), memory)
+        torch.testing.assert_close(model(clips_at(4, 4), restored)[0], expected, rtol=0, atol=1e-5)
+    joint = small_model(memory_compression="joint").new_memory(4).state_dict()
+    with pytest.raises(ValueError, match="another memory_gap or memory_compression"):
+        model(clips_at(4, 4), model.new_memory(4).load_state_dict({name: joint[name] for name in old}))
+
+
+@pytest.mark.parametrize("memory", [{}, (), torch.zeros(1), [torch.zeros(1, 4)]])
+def test_what_is_no_memory_is_refused(memory: object) -> None:
+    with pytest.raises(ValueError, match=r"memory must be a memvit.Memory or None, not \w+; begin with memory=None"):
+        small_model()(clips_at(0, 1), memory)  # type: ignore[arg-type]
 
 
 def test_dtype_moves_keys_and_values_but_no_masks() -> None:
@@ -248,6 +330,10 @@ def test_boxes_are_asked_for_and_checked() -> None:
         model(clips_at(0, 2), None, [torch.zeros(1, 4)])
     with pytest.raises(ValueError, match="boxes of clip 0"):
         model(clips_at(0, 1), None, [torch.zeros(4)])
+    with pytest.raises(ValueError, match=r"boxes of clip 0 must be a tensor \(n, 4\) .*, not list; torch.tensor"):
+        model(clips_at(0, 1), None, [[[1.0, 1, 9, 9]]])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="boxes of clip 1 must be finite"):
+        model(clips_at(0, 2), None, [torch.zeros(1, 4), torch.tensor([[1.0, 1, 9, float("nan")]])])
     with pytest.raises(ValueError, match="takes no boxes"):
         small_model()(clips_at(0, 1), None, [torch.zeros(1, 4)])
     logits, _ = model(clips_at(0, 2), None, [torch.zeros(0, 4), torch.zeros(0, 4)])

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 Size3 = tuple[int, int, int]  # time, height, width
 
@@ -225,9 +225,9 @@ class MViTConfig:
                 not self.kv_strides, "kv_strides", self.kv_strides, "contradicts kv_stride_adaptive; give one of them"
             )
         for name in ("mean", "std"):
-            _require(
-                len(getattr(self, name)) == self.in_channels, name, getattr(self, name), "needs one value per channel"
-            )
+            value = getattr(self, name)
+            is_complete = isinstance(value, Sequence) and len(value) == self.in_channels and all(map(_is_number, value))
+            _require(is_complete, name, value, f"needs one value per channel, {self.in_channels} in all")
         _require(all(s > 0 for s in self.std), "std", self.std, "must be positive")
         _require_choice("pool_mode", self.pool_mode, ("conv", "conv_unshared", "avg", "max"))
         _require_choice("residual_pooling", self.residual_pooling, ("none", "add", "conv"))
@@ -268,6 +268,12 @@ class MViTConfig:
             )
         if self.causal and any(entry[1] > 1 for entry in self.q_strides):
             raise ValueError("causal=True would leak the future through the shortcut of queries strided in time")
+        has_residual = bool(self.q_strides) or self.residual_pooling == "conv"
+        if self.pool_kernel is not None and has_residual and any(k % 2 == 0 for k in self.pool_kernel):
+            raise ValueError(
+                f"pool_kernel={self.pool_kernel!r}: needs odd numbers where queries are pooled (q_strides, "
+                "residual_pooling='conv'); after even ones their number is not that of the tokens that join them"
+            )
         if not self.widen_in_attention and any(block == 0 for block, _ in self.dim_mul):
             raise ValueError(
                 "dim_mul names block 0, which no block before it can widen; use widen_in_attention or embed_dim"
@@ -328,17 +334,20 @@ class MViTConfig:
 
         A name is a field of `MViTConfig`, `memory_` + a field of `MemoryConfig`, or a field of `HeadConfig`, so
         `replace(depth=8, memory_length=4, num_classes=97)` needs no nesting. Other `num_classes` drop the `class_names`, and
-        another number of heads drops their `names`, unless they are given too.
+        another number of heads drops their `names`, unless they are given too. `memory` and `head` replace that part as a
+        whole, by a `MemoryConfig` or `HeadConfig` or a dict of its fields; those left out take their defaults.
 
         Raises:
-            ValueError: an unknown name.
+            ValueError: an unknown name, a value of the wrong type, or values that contradict one another.
         """
         trunk: dict[str, Any] = {}
         memory: dict[str, Any] = {}
         head: dict[str, Any] = {}
         for name, value in overrides.items():
-            if name in _field_names(MViTConfig):
-                trunk[name] = value
+            if name in _PARTS:
+                trunk[name] = value if isinstance(value, _PARTS[name]) else _build(_PARTS[name], value, f"{name}.")
+            elif name in _field_names(MViTConfig):
+                trunk[name] = _as_tuples(value)
             elif name.removeprefix("memory_") in _field_names(MemoryConfig) and name.startswith("memory_"):
                 memory[name.removeprefix("memory_")] = _as_tuples(value)
             elif name.removeprefix("head_") in _field_names(HeadConfig):
@@ -348,16 +357,21 @@ class MViTConfig:
                 known += [f"memory_{field_name}" for field_name in sorted(_field_names(MemoryConfig))]
                 raise ValueError(f"unknown model option {name!r}; options are {', '.join(known)}")
         if "num_classes" in head:
-            num_heads = 1 if isinstance(head["num_classes"], int) else len(head["num_classes"])
+            num_heads = len(head["num_classes"]) if isinstance(head["num_classes"], tuple) else 1
             head.setdefault("class_names", ())
             if num_heads != len(trunk.get("head", self.head).names):
                 head.setdefault("names", ())
-        trunk = {name: value if dataclasses.is_dataclass(value) else _as_tuples(value) for name, value in trunk.items()}
-        if memory:
-            trunk["memory"] = dataclasses.replace(trunk.get("memory", self.memory), **memory)
-        if head:
-            trunk["head"] = dataclasses.replace(trunk.get("head", self.head), **head)
-        return dataclasses.replace(self, **trunk)
+        try:
+            if memory:
+                trunk["memory"] = dataclasses.replace(trunk.get("memory", self.memory), **memory)
+            if head:
+                trunk["head"] = dataclasses.replace(trunk.get("head", self.head), **head)
+            return dataclasses.replace(self, **trunk)
+        except TypeError as error:
+            raise ValueError(f"a model option has a value of the wrong type: {error}") from error
+
+
+_PARTS: dict[str, type] = {"memory": MemoryConfig, "head": HeadConfig}
 
 
 def place_memory(placement: str, depth: int) -> tuple[int, ...]:
@@ -421,8 +435,12 @@ def _is_whole(value: object, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_duration(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    return _is_number(value) and 0 <= value < math.inf
 
 
 def _require_whole(name: str, value: object, least: int = 1) -> None:

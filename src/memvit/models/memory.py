@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from memvit.models.config import MemoryConfig, Size3
 from memvit.models.layer_memory import TENSORS, LayerMemory, SlotMasks
+from memvit.models.memory_kind import differences
 from memvit.models.slots import append_slot
 
 
@@ -29,6 +31,7 @@ class Memory:
         filled: bool (B, slots): slots with any clip, of an earlier video too (what boundary="zero" attends).
         box_counts: int (B, slots), box tokens of each clip; the tokens after them are padding of the tensor alone.
         clip_grid: token grid (time, height, width) of the clips; a memory serves clips of one size.
+        kind: which models it is for, as text (`memory_kind`); empty: nothing is known of that.
     """
 
     layers: dict[int, LayerMemory]
@@ -37,6 +40,7 @@ class Memory:
     filled: Tensor
     box_counts: Tensor
     clip_grid: Size3
+    kind: str = ""
 
     def __len__(self) -> int:
         return self.valid.shape[0]
@@ -84,10 +88,15 @@ class Memory:
 
     def __getitem__(self, streams: int | slice | Sequence[int] | Tensor) -> Memory:
         """The memory of some streams, B' of them; an int gives B' = 1."""
-        if isinstance(streams, int):
+        if isinstance(streams, tuple):  # to a tensor, which streams of which slots
+            streams = list(streams)
+        elif isinstance(streams, Integral):  # of NumPy, too
+            streams = int(streams)
             if not -self.batch_size <= streams < self.batch_size:
                 raise IndexError(f"stream {streams} of a memory of {self.batch_size}")
             streams = slice(streams, streams + 1 or None)
+        elif isinstance(streams, Tensor) and streams.dim() == 0:
+            streams = streams[None]
         return self._map(lambda t: t[streams])
 
     def __iter__(self) -> Iterator[Memory]:
@@ -137,6 +146,7 @@ class Memory:
             filled=next(rest),
             box_counts=next(rest),
             clip_grid=self.clip_grid,
+            kind=self.kind,
         )
 
     def clone(self) -> Memory:
@@ -144,8 +154,14 @@ class Memory:
         return self._map(Tensor.clone)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors by name, for `torch.save` or safetensors: each has storage of its own size."""
-        return {name: _compact(tensor) for name, tensor in self._named_tensors().items()}
+        """All tensors by name, for `torch.save` or safetensors: each has storage of its own size.
+
+        Besides, as tensors on the CPU, `clip_grid` and the bytes of `kind`, by which `load_state_dict` knows what it is given.
+        """
+        tensors = {name: _compact(tensor) for name, tensor in self._named_tensors().items()}
+        clip_grid = torch.tensor(self.clip_grid, device="cpu")
+        kind = torch.tensor(list(self.kind.encode()), dtype=torch.uint8, device="cpu")
+        return {**tensors, "clip_grid": clip_grid, "kind": kind}
 
     def _named_tensors(self) -> dict[str, Tensor]:
         """Those of `state_dict`, as they are."""
@@ -161,17 +177,14 @@ class Memory:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> Memory:
         """Takes over a saved state, in place, keeping this memory's device and dtype, and returns itself.
 
-        What was saved in training goes on in inference mode, which keeps no clips as they were, and the other way round.
+        What was saved in training goes on in inference mode, which keeps no clips as they were, and the other way round. What was
+        saved before states had `clip_grid` and `kind` is told by names and shapes alone.
 
         Raises:
-            ValueError: names or shapes of another model, clip size or number of streams; nothing is changed then.
+            ValueError: of another model, clip size or number of streams; nothing is changed then.
         """
         own = self._named_tensors()
-        if set(state) != set(own):
-            odd = sorted(set(state) ^ set(own))
-            raise ValueError(
-                f"the saved memory is of another model: {', '.join(odd[:4])} {'...' if len(odd) > 4 else ''}"
-            )
+        self._check_state(state, set(own))
         widest = max(
             (t.shape[2] for name, t in state.items() if name.startswith("box_layers") and "waiting" in name), default=0
         )
@@ -181,12 +194,35 @@ class Memory:
             new = state[name]
             if not _holds_the_same(name, own, state):
                 raise ValueError(
-                    f"the saved memory has {name} of shape {tuple(new.shape)}, this one {tuple(tensor.shape)}"
+                    f"the saved memory has {name} of shape {tuple(new.shape)}, this one {tuple(tensor.shape)}; make this one by "
+                    "new_memory of the same model, for as many streams and clips of the same size"
                 )
             loaded[name] = new.to(tensor.device, tensor.dtype, copy=True)
         filled = self._with_tensors(loaded)
         self.__dict__.update(filled.__dict__)
         return self
+
+    def _check_state(self, state: Mapping[str, Tensor], names: set[str]) -> None:
+        """Refuses what says that it is of another model or clip size, or has other tensors than those named."""
+        if "kind" in state:
+            differing = differences(self.kind, bytes(state["kind"].tolist()).decode())
+            if differing:
+                raise ValueError(
+                    f"the saved memory is of another model: {'; '.join(differing)}; load it into new_memory of that model, or "
+                    "begin with new_memory alone"
+                )
+        odd = sorted((set(state) - {"clip_grid", "kind"}) ^ names)
+        if odd:
+            raise ValueError(
+                f"the saved memory is of another model, for only one of both has {', '.join(odd[:4])}"
+                f"{' ...' if len(odd) > 4 else ''}; begin with new_memory alone"
+            )
+        grid = tuple(state["clip_grid"].tolist()) if "clip_grid" in state else self.clip_grid
+        if self.layers and grid != self.clip_grid:
+            raise ValueError(
+                f"the saved memory is of clips with token grid {grid} (time, height, width), this one of {self.clip_grid}; give "
+                "new_memory the num_frames, height and width of those clips"
+            )
 
     @property
     def num_box_tokens(self) -> int:
@@ -216,6 +252,7 @@ class Memory:
             filled=append_slot(self.filled, new),
             box_counts=append_slot(self.box_counts, box_counts[:, None]),
             clip_grid=self.clip_grid,
+            kind=self.kind,
         )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Memory:
@@ -233,6 +270,7 @@ class Memory:
             filled=function([m.filled for m in memories]),
             box_counts=function([m.box_counts for m in memories]),
             clip_grid=first.clip_grid,
+            kind=first.kind,
         )
 
     def _with_tensors(self, tensors: Mapping[str, Tensor]) -> Memory:
@@ -247,25 +285,24 @@ class Memory:
             filled=tensors["filled"],
             box_counts=tensors["box_counts"],
             clip_grid=self.clip_grid,
+            kind=self.kind,
         )
 
     def _check_alike(self, other: Memory) -> None:
-        ours, theirs = self._named_tensors(), other._named_tensors()
-        layers = list(zip(self.layers.values(), other.layers.values(), strict=False))
-        if any(a.waiting_k.shape[1] != b.waiting_k.shape[1] and a.num_slots == b.num_slots for a, b in layers):
+        if differing := differences(self.kind, other.kind):
+            raise ValueError(
+                f"memories of different models cannot be joined: {'; '.join(differing)}; join those of one model"
+            )
+        if self.clip_grid != other.clip_grid:
+            raise ValueError(
+                "memories of clips of different sizes cannot be joined: "
+                f"token grids {self.clip_grid} and {other.clip_grid}; join those of one size"
+            )
+        layers = zip(self.layers.values(), other.layers.values(), strict=False)
+        if any(a.waiting_k.shape[1] != b.waiting_k.shape[1] for a, b in layers):
             raise ValueError(
                 "a memory of inference mode, which keeps no clip as it was, cannot be joined with one of another mode: make them "
                 "in the same mode"
-            )
-        alike = self.clip_grid == other.clip_grid and set(ours) == set(theirs)
-        for name, tensor in ours.items():
-            is_box = name.startswith("box_layers")
-            alike = alike and tensor.dim() == theirs[name].dim() and tensor.shape[1] == theirs[name].shape[1]
-            alike = alike and (is_box or tensor.shape[1:] == theirs[name].shape[1:])
-        if not alike:
-            raise ValueError(
-                "memories of different models or clip sizes cannot be joined "
-                f"(token grids {self.clip_grid} and {other.clip_grid})"
             )
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from memvit.kernels import cpu
 from memvit.kernels.backend import compute_dtype, use_reference
 from memvit.kernels.branches import Begin, beside, hand_over, has_branches
-from memvit.kernels.frozen import thaw
+from memvit.kernels.frozen import thaw, thaw_rewritten
 from memvit.kernels.norm import layer_norm
+from memvit.kernels.recording import active_recorder
 from memvit.kernels.status import status
 from memvit.models.attention import LAYER_NORM_EPS
 from memvit.models.blocks import Block, BoxBlock, PatchEmbed
@@ -25,6 +26,7 @@ from memvit.models.heads import ClassHead, Logits, pad_boxes, pool_boxes, pool_c
 from memvit.models.hub import HubModel
 from memvit.models.layer_memory import LayerMemory, SlotMasks, empty_layer
 from memvit.models.memory import Memory
+from memvit.models.memory_kind import differences, memory_kind
 from memvit.models.plan import plan_blocks
 from memvit.models.positions import AbsolutePositions
 
@@ -66,6 +68,7 @@ class MeMViT(HubModel):
         super().__init__(config)
         self._recompute: Recompute = "none"
         plans = plan_blocks(config)
+        self._memory_kind = memory_kind(config, plans)
         dim = plans[-1].out_dim
         self.patch_embed = PatchEmbed(config)
         if config.class_token:
@@ -99,7 +102,8 @@ class MeMViT(HubModel):
             tuple in config order where there are several heads. And the memory after this clip.
 
         Raises:
-            ValueError: wrong shapes, boxes missing, or a memory of other streams or another clip size.
+            ValueError: wrong shapes, boxes missing or not finite, or a memory of another model, of other streams or another clip
+                size.
         """
         is_boxes = self.config.head.task == "boxes"
         if is_boxes != (boxes is not None):
@@ -219,6 +223,7 @@ class MeMViT(HubModel):
             filled=torch.zeros(batch_size, num_slots, dtype=torch.bool, device=like.device),
             box_counts=torch.zeros(batch_size, num_slots, dtype=torch.long, device=like.device),
             clip_grid=clip_grid,
+            kind=self._memory_kind,
         )
 
     def _trunk(self) -> list[Block]:
@@ -246,8 +251,11 @@ class MeMViT(HubModel):
         if memory is None:
             memory = self._new_memory(clips.shape[0], grid)
         self._check_memory(memory, clips, grid)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            thaw(self.parameters())  # an optimiser will change them
+        if not torch.compiler.is_compiling():
+            if torch.is_grad_enabled():
+                thaw(self.parameters())  # an optimiser will change them
+            elif clips.is_cpu:
+                thaw_rewritten(list(self.parameters()))
 
         slots = memory.slot_masks(self.config.memory)
         layers: dict[int, LayerMemory] = {}
@@ -337,23 +345,23 @@ class MeMViT(HubModel):
         return grid
 
     def _check_memory(self, memory: Memory, clips: Tensor, grid: Size3) -> None:
+        cure = "begin with memory=None or model.new_memory(batch_size)"
+        if not isinstance(memory, Memory):
+            raise ValueError(f"memory must be a memvit.Memory or None, not {type(memory).__name__}; {cure}")
         if memory.batch_size != clips.shape[0]:
             raise ValueError(
                 f"memory of {memory.batch_size} streams with {clips.shape[0]} clips; pick streams with memory[...] or join "
                 "them with Memory.cat"
             )
-        num_box_layers = len(self.box_blocks) if self.config.memory.length else 0
-        # Clips wait to be compressed while a gap lasts, all of them if that is done anew at every step.
+        if memory.kind != self._memory_kind:
+            facts = differences(self._memory_kind, memory.kind) or ["it does not say of which"]
+            raise ValueError(f"this memory is of another model: {'; '.join(facts)}; {cure}")
+        # Clips wait to be compressed while a gap lasts, all of them if that is done anew at every step. States saved before
+        # memories had a kind may differ in that.
         is_pipelined = self.config.memory.compression == "pipelined"
         most, least = (self.config.memory.gap, 0) if is_pipelined else (self.config.memory.num_slots,) * 2
-        same_model = (
-            set(memory.layers) == set(self.config.memory_layers)
-            and all(least <= layer.waiting_k.shape[1] <= most for layer in memory.layers.values())
-            and memory.valid.shape[1] == self.config.memory.num_slots
-            and len(memory.box_layers) == num_box_layers
-        )
-        if not same_model:
-            raise ValueError("this memory is of another model; begin with memory=None or model.new_memory(batch_size)")
+        if not all(least <= layer.waiting_k.shape[1] <= most for layer in memory.layers.values()):
+            raise ValueError(f"this memory is of another model, with another memory_gap or memory_compression; {cure}")
         if memory.layers and memory.clip_grid != grid:
             raise ValueError(
                 f"memory of clips with token grid {memory.clip_grid} cannot serve clips of shape {tuple(clips.shape)} (grid "
@@ -372,8 +380,19 @@ def _check_boxes(boxes: Sequence[Tensor], clips: Tensor) -> None:
             f"boxes for {len(boxes)} clips, but there are {clips.shape[0]}; give one (n_i, 4) tensor per clip"
         )
     for i, b in enumerate(boxes):
+        if not isinstance(b, Tensor):
+            raise ValueError(
+                f"boxes of clip {i} must be a tensor (n, 4) of x1, y1, x2, y2 in pixels, not {type(b).__name__}; "
+                "torch.tensor(...) makes one, torch.zeros(0, 4) where there are none"
+            )
         if b.dim() != 2 or b.shape[1] != 4:
             raise ValueError(f"boxes of clip {i} must be (n, 4) x1, y1, x2, y2 in pixels, not {tuple(b.shape)}")
+        # To look at numbers on a GPU would wait for it; a compiled or recorded step looks at none.
+        is_readable = b.device.type == "cpu" and not torch.compiler.is_compiling() and active_recorder() is None
+        if is_readable and not b.isfinite().all():
+            raise ValueError(
+                f"boxes of clip {i} must be finite numbers of pixels; leave out boxes with NaN or infinity in them"
+            )
 
 
 def _init_linear(module: nn.Module) -> Any:
