@@ -50,15 +50,17 @@ class Server:
         self.http.server_close()
         self.thread.join()
 
-    def video(self, path: Path, share: float = 1.0, stall: bool = False) -> Reply:
-        """Send the first part of a video, then hang up or fall silent."""
+    def video(self, path: Path, share: float = 1.0, stall: bool = False, declared: bool = False) -> Reply:
+        """Send the first part of a video, whose size is declared or not, then hang up or fall silent."""
 
         def reply(handler: http.server.BaseHTTPRequestHandler) -> None:
+            data = path.read_bytes()
             handler.send_response(200)
             handler.send_header("Content-Type", "video/mp2t")
             handler.send_header("Connection", "close")
+            if declared:
+                handler.send_header("Content-Length", str(len(data)))
             handler.end_headers()
-            data = path.read_bytes()
             handler.wfile.write(data[: int(share * len(data))])
             handler.wfile.flush()
             if stall:
@@ -144,6 +146,46 @@ def test_drop_none_keeps_every_frame(server: Server, small: Path) -> None:
             seen.append(read_barcode(frame.rgb()))
     assert seen == list(range(60))
     assert source.dropped_frames == 0
+
+
+def test_a_recording_is_read_once_and_whole(server: Server, small: Path) -> None:
+    server.replies = [server.video(small, declared=True)]
+    seen, times_s = [], []
+    with LiveSource(server.url, drop="oldest", queue_size=2) as source:
+        for frame in source:
+            time.sleep(0.005)
+            seen.append(read_barcode(frame.rgb()))
+            times_s.append(frame.time_s)
+    assert seen == list(range(60))
+    assert times_s == pytest.approx([i / 30 for i in range(60)], abs=1e-3)
+    assert (source.is_recording, source.dropped_frames, source.reconnects) == (True, 0, 0)
+    assert [event.kind for event in source.events] == ["connected", "ended"]
+
+
+def test_a_finished_playlist_is_a_recording(server: Server, small: Path) -> None:
+    def playlist(handler: http.server.BaseHTTPRequestHandler) -> None:
+        if handler.path.endswith(".ts"):
+            server.video(small)(handler)
+            return
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/vnd.apple.mpegurl")
+        handler.end_headers()
+        handler.wfile.write(b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2.0,\nsmall.ts\n#EXT-X-ENDLIST\n")
+
+    server.replies = [playlist]
+    with LiveSource(server.url + ".m3u8", queue_size=2) as source:
+        assert [read_barcode(frame.rgb()) for frame in source] == list(range(60))
+    assert [event.kind for event in source.events] == ["connected", "ended"]
+
+
+def test_a_recording_that_breaks_off_is_an_error_and_not_begun_again(server: Server, small: Path) -> None:
+    server.replies = [server.video(small, 0.5, declared=True)]
+    seen = []
+    with LiveSource(server.url) as source, pytest.raises(VideoError, match=r"gave up .* broke off at \d\.\d s"):  # noqa: PT012
+        for frame in source:
+            seen.append(read_barcode(frame.rgb()))
+    assert seen == list(range(len(seen)))
+    assert 20 <= len(seen) < 60
 
 
 def test_silence_is_a_broken_connection(server: Server, small: Path) -> None:

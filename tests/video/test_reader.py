@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from encode import barcode, cut, damage, indices, read_barcode, write_audio, write_image, write_video
 
-from memvit.video import Frame, VideoError, VideoReader, open_video, probe, without_password
+from memvit.video import Frame, TimeSampler, VideoError, VideoReader, open_video, probe, without_password
 
 OPEN_GOP = {"preset": "veryfast", "x264-params": "open-gop=1:bframes=3:keyint=12:min-keyint=12:scenecut=0"}
 FAST_VP9 = {"deadline": "realtime", "cpu-used": "8"}
@@ -70,6 +70,82 @@ def test_variable_frame_rate_keeps_its_times(tmp_path: Path) -> None:
     path = write_video(tmp_path / "vfr.mkv", 7, times_s=times_s)
     assert [frame.time_s for frame in VideoReader(path)] == pytest.approx(times_s, abs=1e-9)
     assert indices(VideoReader(path, 0.5)) == [3, 4, 5, 6]
+
+
+def glue(folder: Path, first_s: float, then_s: float, fps: int = 30) -> Path:
+    """Two recordings, of 60 and 30 numbered frames, one behind the other; each has the clock it was made by."""
+    parts = []
+    pictures = [barcode(index) for index in range(90)]
+    for begin_s, numbers in ((first_s, range(60)), (then_s, range(60, 90))):
+        times_s = [begin_s + i / fps for i in range(len(numbers))]
+        coding = {"b_frames": 2, "options": {"preset": "veryfast"}}
+        path = write_video(folder / "part.ts", [pictures[i] for i in numbers], times_s=times_s, **coding)
+        parts.append(path.read_bytes())
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+# Earlier by over a minute is what FFmpeg takes for a clock of 33 bits that has run over; the last one starts amid the first.
+@pytest.mark.parametrize("then_s", [40_000.0, 120.0, 20.0, 90.0, 100.5])
+def test_where_the_clock_of_recordings_glued_together_jumps_it_goes_on(
+    tmp_path: Path, then_s: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = glue(tmp_path, 100.0, then_s)
+    with VideoReader(path) as reader:
+        whole = [(frame.time_s, read_barcode(frame.rgb())) for frame in reader]
+    assert [time_s for time_s, _ in whole] == pytest.approx([index / 30 for index in range(len(whole))], abs=3e-3)
+    assert [index for _, index in whole] == list(range(90))
+    assert "jumps from 2.0 to" in caplog.text
+    assert caplog.text.count("jumps") == 1
+    for start_s in (0.5, 1.9, 2.0, 2.5):
+        with VideoReader(path, start_s) as reader:
+            seen = [(frame.time_s, read_barcode(frame.rgb())) for frame in reader]
+        assert seen == [frame for frame in whole if frame[0] >= start_s]
+    sampled = []
+    for shows in (None, TimeSampler[Frame](0.1).shows):
+        sampler = TimeSampler[Frame](0.1)
+        sampled.append(
+            [read_barcode(f.rgb()) for frame in VideoReader(path).read(shows) for _, f in sampler.push(frame)]
+        )
+    assert sampled[0] == sampled[1]
+
+
+def test_a_jump_of_the_clock_lengthens_no_video(tmp_path: Path) -> None:
+    path = glue(tmp_path, 100.0, 40_000.0)
+    assert probe(path).duration_s is None
+    with VideoReader(path) as reader:
+        assert len(list(reader)) == 90
+        assert "promises" not in (reader.warning or "")
+
+
+def test_a_clock_that_runs_over_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    over_s = 2**33 / 90_000
+    path = write_video(tmp_path / "a.ts", 90, times_s=[over_s - 2 + i / 30 for i in range(90)])
+    for start_s in (0.0, 2.0):
+        frames = [(frame.time_s, read_barcode(frame.rgb())) for frame in VideoReader(path, start_s)]
+        assert [index for _, index in frames] == list(range(round(start_s * 30), 90))
+        assert [time_s for time_s, _ in frames] == pytest.approx([i / 30 for _, i in frames], abs=2e-3)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_hours_without_a_picture_are_kept_where_times_are_edited(tmp_path: Path, name: str) -> None:
+    times_s = [0, 0.1, 0.2, 7200, 7200.1, 7200.2]
+    with VideoReader(write_video(tmp_path / name, 6, times_s=times_s)) as reader:
+        assert [frame.time_s for frame in reader] == pytest.approx(times_s, abs=2e-3)
+        assert reader.warning is None
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.ts"])
+@pytest.mark.parametrize("period_s", [10, 60])
+def test_slow_videos_are_whole(tmp_path: Path, name: str, period_s: int) -> None:
+    coding = {"b_frames": 2, "options": {"preset": "veryfast"}}
+    path = write_video(tmp_path / name, 4, fps=Fraction(1, period_s), **coding)
+    with VideoReader(path) as reader:
+        assert [frame.time_s for frame in reader] == pytest.approx([0, period_s, 2 * period_s, 3 * period_s])
+        assert reader.warning is None
+    if name != "a.ts":
+        assert reader.info.duration_s == pytest.approx(4 * period_s)
 
 
 @pytest.mark.parametrize("kind", ["late.mkv", "late.ts"])

@@ -1,11 +1,14 @@
 import os
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from memvit.video import writer
+from memvit.online.runs import redraw
+from memvit.video import VideoReader, writer
 from memvit.video.writer import VideoWriter
 
 
@@ -19,6 +22,20 @@ def _frames(path: Path) -> tuple[list[float], list[np.ndarray], float]:
 
 def _flat(color: tuple[int, int, int], width: int = 64, height: int = 48) -> np.ndarray:
     return np.full((height, width, 3), color, np.uint8)
+
+
+def _write_ticks(path: Path, ticks: Sequence[int]) -> Path:
+    """A video with frames at those times, in 1/90000 s."""
+    with av.open(os.fspath(path), "w") as container:
+        stream = container.add_stream("libx264", rate=60)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 90_000)
+        for tick in ticks:
+            frame = av.VideoFrame.from_ndarray(_flat((9, 9, 9)), format="rgb24")
+            frame.pts, frame.time_base = tick, Fraction(1, 90_000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
 
 
 @pytest.mark.parametrize("codec", ["h264", "mpeg4"])
@@ -122,6 +139,27 @@ def test_times_must_increase(tmp_path: Path) -> None:
             video.write(_flat((1, 2, 3)), 1.0)
         with pytest.raises(ValueError, match="finite"):
             video.write(_flat((1, 2, 3)), float("nan"))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_frame_at_the_very_moment_of_the_one_before_is_left_out_of_an_overlay(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"video.{suffix}"
+    with VideoWriter(path, 64, 48, 60) as video:
+        assert not video.coincides(1.0)
+        video.write(_flat((1, 2, 3)), 1.0)
+        assert video.coincides(1.0 + 1e-6)
+        assert not video.coincides(1.0 + 1 / 60_000)
+        assert not video.coincides(0.5)
+    fine = _write_ticks(tmp_path / "fine.mp4", [3000 * group + tick for group in range(10) for tick in range(4)])
+    with VideoReader(fine) as reader:
+        redraw(reader, path, lambda rgb, _: rgb)
+        times_s = [frame.time_s for frame in reader]
+    assert len(times_s) == 40
+    with VideoReader(path) as reader:
+        drawn_s = [frame.time_s for frame in reader]
+    assert drawn_s[0] == 0
+    assert 10 <= len(drawn_s) < 40
+    assert all(min(abs(drawn - time_s) for drawn in drawn_s) < 2e-3 for time_s in times_s)
 
 
 def test_no_frame_no_video(tmp_path: Path) -> None:

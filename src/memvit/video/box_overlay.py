@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ImageDraw
 
-from memvit.video.layers import Layer, fit_text, load_font, one_line, rounded_box
+from memvit.video.fonts import load_font
+from memvit.video.layers import Layer, fit_text, one_line, rounded_box
 from memvit.video.overlay import OverlayRenderer, format_percent
 
 MAX_ROWS = 4
@@ -196,8 +197,10 @@ class BoxOverlayRenderer:
         tab = math.ceil(bold.getlength(number)) + 2 * pad
         percent_px = max((math.ceil(bold.getlength(percent)) for _, percent in rows), default=0)
         room = max(0.45 * self.width, 12 * font_px) - tab - percent_px - 4 * pad
-        names = [fit_text(name, bold if i == 0 else regular, room) for i, (name, _) in enumerate(rows)]
-        lengths = [(bold if i == 0 else regular).getlength(name) for i, name in enumerate(names)]
+        styles = ["DejaVuSans-Bold.ttf", *["DejaVuSans.ttf"] * len(rows)]
+        fonts = [load_font(style, font_px, name) for style, (name, _) in zip(styles, rows, strict=False)]
+        names = [fit_text(name, font, room) for font, (name, _) in zip(fonts, rows, strict=True)]
+        lengths = [font.getlength(name) for font, name in zip(fonts, names, strict=True)]
         width = tab + (math.ceil(max(lengths)) + percent_px + 4 * pad if rows else 0)
         height = max(len(rows), 1) * row_px + pad
         color = _color(track)
@@ -210,7 +213,7 @@ class BoxOverlayRenderer:
         draw.text((tab / 2, middle), number, fill=_ink(color), font=bold, anchor="mm")
         for i, (name, (_, percent)) in enumerate(zip(names, rows, strict=True)):
             font, ink = (bold, _TEXT_COLOR) if i == 0 else (regular, _DIM_TEXT_COLOR)
-            draw.text((tab + pad, middle + i * row_px), name, fill=ink, font=font, anchor="lm")
+            draw.text((tab + pad, middle + i * row_px), name, fill=ink, font=fonts[i], anchor="lm")
             draw.text((width - pad, middle + i * row_px), percent, fill=ink, font=font, anchor="rm")
         return Layer.of(image, 0, 0)
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageFont
 
@@ -70,12 +67,6 @@ def rounded_box(width: int, height: int, radius: int, color: tuple[int, int, int
     image = Image.new("RGBA", (width, height), color)
     image.putalpha(Image.fromarray(np.round(coverage * color[3]).astype(np.uint8)))
     return image
-
-
-@cache
-def load_font(name: str, size_px: int) -> ImageFont.FreeTypeFont:
-    """A font that comes with matplotlib, so that pictures look alike on every machine."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size_px)
 
 
 def fit_text(text: str, font: ImageFont.FreeTypeFont, max_px: float) -> str:

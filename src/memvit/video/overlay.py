@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from memvit.video.layers import Layer, fit_text, load_font, one_line, rounded_box
+from memvit.video.fonts import load_font
+from memvit.video.layers import Layer, fit_text, one_line, rounded_box
 from memvit.video.panel import PANEL_COLOR, TEXT_COLOR, Entries, Panel, format_percent, render_panel, wanted_width
 
 __all__ = ["Entries", "OverlayRenderer", "draw_predictions", "format_percent", "format_time"]
@@ -127,10 +128,10 @@ class OverlayRenderer:
         font_px = self._font_px
         image = Image.new("RGBA", (self.width, self._banner_height), _BANNER_COLOR)
         text, room = one_line(text), self.width - 2 * self._margin
-        font = load_font("DejaVuSans-Bold.ttf", font_px)
+        font = load_font("DejaVuSans-Bold.ttf", font_px, text)
         while font_px > _MIN_BANNER_FONT_PX and font.getlength(text) > room:
             font_px -= 1
-            font = load_font("DejaVuSans-Bold.ttf", font_px)
+            font = load_font("DejaVuSans-Bold.ttf", font_px, text)
         text = fit_text(text, font, room)
         center = (self.width / 2, self._banner_height / 2)
         ImageDraw.Draw(image).text(center, text, fill=_BANNER_TEXT_COLOR, font=font, anchor="mm")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from memvit.video.layers import fit_text, load_font, one_line, rounded_box
+from memvit.video.fonts import load_font
+from memvit.video.layers import fit_text, one_line, rounded_box
 
 Entries = Sequence[tuple[str, float]]
 """Labels with their scores in [0, 1], best first."""
@@ -98,10 +99,10 @@ def render_panel(panel: Panel, font_px: int, width: int, max_height: int) -> Ima
     image = rounded_box(width, bottom + pad, radius=pad, color=PANEL_COLOR)
     draw = ImageDraw.Draw(image)
     if panel.heading:
-        font = load_font("DejaVuSans-Bold.ttf", font_px)
+        font = load_font("DejaVuSans-Bold.ttf", font_px, panel.heading)
         text = fit_text(one_line(panel.heading), font, width - 2 * pad)
         draw.text((pad, pad + (heading_height - row_gap) / 2), text, fill=_HEADING_COLOR, font=font, anchor="lm")
-    name_font = load_font("DejaVuSans.ttf", font_px)
+    name_font = load_font("DejaVuSans.ttf", font_px, "".join(name for name, _ in panel.groups))
     names_px = max((math.ceil(name_font.getlength(one_line(name))) for name, _ in panel.groups), default=0)
     names_px = min(names_px, round(0.3 * width))
     for row, top in zip(rows, tops, strict=True):
@@ -174,12 +175,12 @@ def render_row(
     color = TEXT_COLOR if is_top else _DIM_TEXT_COLOR
     label, percent = one_line(label), format_percent(min(max(score, 0.0), 1.0))
     pad = max(2, round(0.35 * font_px))
-    font = load_font(family, font_px)
-    while font_px > min_font_px and font.getlength(label) + font.getlength(percent) + 3 * pad > width:
+    font, label_font = load_font(family, font_px), load_font(family, font_px, label)
+    while font_px > min_font_px and label_font.getlength(label) + font.getlength(percent) + 3 * pad > width:
         font_px -= 1
-        font = load_font(family, font_px)
+        font, label_font = load_font(family, font_px), load_font(family, font_px, label)
     draw = ImageDraw.Draw(row)
     draw.text((width - pad, height / 2), percent, fill=color, font=font, anchor="rm")
     room = width - 3 * pad - font.getlength(percent)
-    draw.text((pad, height / 2), fit_text(label, font, room), fill=color, font=font, anchor="lm")
+    draw.text((pad, height / 2), fit_text(label, label_font, room), fill=color, font=label_font, anchor="lm")
     return row

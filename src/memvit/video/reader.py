@@ -15,6 +15,7 @@ from av.stream import Discard, Disposition
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
+from memvit.video.clock import JUMPING_FORMATS, Clock, is_joined
 from memvit.video.errors import VideoError, check_file, check_range, empty_range, without_password
 from memvit.video.frames import Frame, VideoInfo
 from memvit.video.skipping import skip_unseen
@@ -31,8 +32,8 @@ MAX_DEMUX_FAILURES = 16
 # These store no time per picture: FFmpeg's estimates after a seek differ from those on the way there.
 UNTIMED_FORMATS = frozenset({"mpeg", "mpegvideo", "h264", "hevc", "m4v"})
 
-# A clock that jumps back further than this was restarted (videos glued together); a smaller step is a glitch.
-CLOCK_RESTART_S = 1.0
+# Of formats whose clock may start anew, an end that leaves fewer bits a second was not reached by the clock that began.
+MIN_BIT_RATE = 100_000
 
 # How much earlier than declared a whole video may end. A duration of the container may be that of longer sound.
 SLACK_S = 1.0
@@ -54,10 +55,13 @@ class VideoReader:
 
     Times count from the first frame of the video, which is at 0, and strictly increase: a frame that repeats the time
     of the one before it is left out, and where the clock of a video starts anew (recordings glued together) it goes
-    on from the frame before. Frames without timestamps are placed at the average rate.
+    on from the frame before. That is where it steps back by more than a second and, in MPEG transport and program
+    streams, on by more than 10 s or 3 frames: a gap in such a stream is closed, one in another container is kept.
+    Frames without timestamps are placed at the average rate.
 
     Reading from ``start_s`` seeks to a keyframe before it and gives the same frames as reading from the beginning; a
-    file that cannot seek is decoded from the beginning.
+    file that cannot seek is decoded from the beginning. So is a transport stream whose clock starts anew somewhere:
+    to know, it is read through, once per process, before the first seek (an address is not: its clock is trusted).
 
     A broken video gives the frames that are readable; what was lost is then in :attr:`warning` (and logged).
 
@@ -66,6 +70,7 @@ class VideoReader:
         start_s: where to start, in seconds.
         end_s: where to stop, in seconds; ``None`` reads to the end.
         threads: of the decoder; 1 suits programs that read many videos at a time, ``None`` takes all cores.
+        max_pixels: refuse larger pictures, which cost memory, where videos come from strangers; ``None`` takes all.
 
     Attributes:
         info: what is known about the video.
@@ -83,6 +88,7 @@ class VideoReader:
         end_s: float | None = None,
         *,
         threads: int | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         check_range(start_s, end_s)
         if threads is not None and threads < 1:
@@ -94,7 +100,8 @@ class VideoReader:
         self.warning: str | None = None
         self._closed = False
         self._threads = threads
-        decoder = _Decoder(self._source, threads)
+        self._max_pixels = max_pixels
+        decoder = _Decoder(self._source, threads, max_pixels)
         self._decoder: _Decoder | None = decoder
         first = decoder.first
         self.info = VideoInfo(
@@ -123,7 +130,7 @@ class VideoReader:
         self.warning = None
         # The first pass goes on with the decoder that read the first frame; another pass needs a fresh one.
         decoder, self._decoder = self._decoder, None
-        return self._read(decoder or _Decoder(self._source, self._threads), shows)
+        return self._read(decoder or _Decoder(self._source, self._threads, self._max_pixels), shows)
 
     def _read(self, decoder: _Decoder, shows: Callable[[float, float], bool] | None) -> Generator[Frame, None, None]:
         num_frames = 0
@@ -190,6 +197,8 @@ def open_container(
         VideoError: there is no video stream in it, or none that can be decoded.
     """
     name = name or source
+    scheme, separator, rest = source.partition("://")
+    source = f"{scheme.lower()}{separator}{rest}" if separator else source  # FFmpeg knows no HTTP:// of a telephone
     container = av.open(source, "r", format=format, options=options, timeout=timeout_s)
     stream = container.streams.best("video")
     # Cover art of music files is stored as a video stream of one picture.
@@ -209,21 +218,23 @@ def open_container(
 class _Decoder:
     """One pass over the video stream of a file: its frames, wherever it starts and whatever is broken."""
 
-    def __init__(self, path: str, threads: int | None = None) -> None:
+    def __init__(self, path: str, threads: int | None = None, max_pixels: int | None = None) -> None:
         self.source = path
         self.path = without_password(path)
         self.threads = threads
+        self.max_pixels = max_pixels
         self.shows: Callable[[float, float], bool] | None = None  # from when on pictures may be skipped
         self._open()
         rate = self.stream.guessed_rate or self.stream.average_rate
         average = self.stream.average_rate or rate
         self.fps = float(average) if average else None
+        self.format = self.container.format.name
         self.period_s = 1 / float(rate) if rate else 1 / DEFAULT_FPS
         self.time_base = self.stream.time_base or Fraction(1, 1)
         self.sample_aspect = float(self.stream.sample_aspect_ratio or 1)
         # AVI stores when pictures are decoded, not when they are shown. With B-frames these are not in the same order,
         # but as many pictures come out of the decoder as go in: a picture is shown when the next one goes in.
-        self.decode_times = self.container.format.name == "avi" and self.stream.codec_context.has_b_frames
+        self.decode_times = self.format == "avi" and self.stream.codec_context.has_b_frames
         self._start_over()
         self._frames = self._timed(self._pictures())
         try:
@@ -235,17 +246,26 @@ class _Decoder:
             reason = self.reason or "it holds no packets"
             self.close()
             raise VideoError(f"no frame of {self.path} could be decoded ({reason}): the file is damaged, copy it again")
-        self.first = first
+        self.first: Frame = first
 
     def _open(self) -> None:
         self.container, self.stream = _open_file(self.source)
+        # FFmpeg changes these while it reads on, and a decoder of several threads reads ahead.
+        self.declared = self.stream.start_time, self.stream.duration
+        codec = self.stream.codec_context
         if self.threads is not None:
-            self.stream.codec_context.thread_count = self.threads
+            codec.thread_count = self.threads
+        if self.max_pixels is not None:
+            if codec.width * codec.height > self.max_pixels:
+                size = f"{codec.width}x{codec.height}"
+                self.container.close()
+                raise VideoError(
+                    f"{self.path} has pictures of {size}: at most {self.max_pixels:,} pixels are taken; scale it down"
+                )
+            codec.options = {"max_pixels": str(self.max_pixels)}  # should they grow on the way
 
-    def _start_over(self) -> None:
-        self.origin: int | None = None  # pts of the first frame of the video
-        self.is_restarted = False  # whether the clock started anew somewhere
-        self.last_s: float | None = None
+    def _start_over(self, origin: int | None = None) -> None:
+        self.clock = Clock(self.path, self.format, self.time_base, self.period_s, origin)
         self.end_s = 0.0
         self.reached_end = False
         self.num_damaged = 0
@@ -255,29 +275,45 @@ class _Decoder:
     @property
     def duration_s(self) -> float | None:
         """Time from the first frame to the end that the container declares; ``None`` if it does not."""
+        if self.clock.is_restarted or (self._is_thin and self._is_joined()):
+            return None
         own_s = self._own_duration_s()
         if own_s is not None:
             return own_s
         if not self.container.duration:
             return None
         end_s = (self.container.duration + (self.container.start_time or 0)) / av.time_base
-        return end_s - float((self.origin or 0) * self.time_base)
+        return end_s - float((self.clock.origin or 0) * self.time_base)
 
     def _own_duration_s(self) -> float | None:
         """The duration declared for the video stream alone; that of the container may be the sound's."""
-        stream = self.stream
-        if stream.duration:
-            start = stream.start_time or 0
-            return float((start + stream.duration - (start if self.origin is None else self.origin)) * self.time_base)
+        origin = self.clock.origin
         try:
-            hours, minutes, seconds = stream.metadata.get("DURATION", "").split(":")  # Matroska: 00:01:02.500000000
-            return int(hours) * 3600 + int(minutes) * 60 + float(seconds) - float((self.origin or 0) * self.time_base)
+            # Matroska: 00:01:02.500000000
+            hours, minutes, seconds = self.stream.metadata.get("DURATION", "").split(":")
+            return int(hours) * 3600 + int(minutes) * 60 + float(seconds) - float((origin or 0) * self.time_base)
         except ValueError:
+            pass
+        start, duration = self.declared
+        if not duration:
             return None
+        late = 0 if start is None or origin is None else start - origin
+        return float((late + duration) * self.time_base)
+
+    @property
+    def _is_thin(self) -> bool:
+        """Whether the declared end looks like that of another clock than the one at the beginning."""
+        return self.format in JUMPING_FORMATS and 0 < self.container.bit_rate < MIN_BIT_RATE
+
+    def _is_joined(self) -> bool:
+        """Whether the clock of the file starts anew somewhere in it."""
+        if self.format not in JUMPING_FORMATS or "://" in self.source:
+            return False
+        return is_joined(self.source, self.clock.max_step_s)
 
     def frames_from(self, start_s: float) -> Iterator[Frame]:
         """The frames of the video beginning with one at or before ``start_s``; the first frame if there is none."""
-        if start_s <= self.first.time_s or self.origin is None:
+        if start_s <= self.first.time_s or self.clock.origin is None:
             yield self.first
             yield from self._frames
             return
@@ -301,17 +337,16 @@ class _Decoder:
 
     def _seek(self, time_s: float) -> Iterator[Frame] | None:
         """The frames from the keyframe that the container finds at or before ``time_s``; ``None`` if it cannot."""
-        assert self.origin is not None
-        if self.container.format.name in UNTIMED_FORMATS:
+        origin = self.clock.origin
+        assert origin is not None
+        if self.format in UNTIMED_FORMATS or self._is_joined():
             return None
         try:
-            self.container.seek(self.origin + int(time_s / self.time_base), stream=self.stream)
+            self.container.seek(origin + int(time_s / self.time_base), stream=self.stream)
         except av.FFmpegError as error:
             logger.debug("%s cannot seek to %.2f s (%s)", self.path, time_s, error.strerror)
             return None
-        origin = self.origin
-        self._start_over()
-        self.origin = origin
+        self._start_over(origin)
         return self._timed(self._pictures(from_keyframe=True))
 
     def _pictures(self, from_keyframe: bool = False) -> Iterator[av.VideoFrame]:
@@ -344,14 +379,16 @@ class _Decoder:
 
     def _seen(self) -> Callable[[int, int | None], bool] | None:
         """What tells whether a picture is seen, by its time stamp and the next one's; None: nothing does."""
-        shows, origin, is_timed = self.shows, self.origin, self.container.format.name not in UNTIMED_FORMATS
-        if shows is None or origin is None or self.is_restarted or self.decode_times or not is_timed:
+        shows, clock = self.shows, self.clock
+        is_timed = self.format not in UNTIMED_FORMATS and not self.decode_times and not clock.is_restarted
+        if shows is None or clock.origin is None or not is_timed:
             return None
 
         def is_seen(stamp: int, following: int | None) -> bool:
-            if following is None:
+            # Packets are ahead of pictures: where the clock will have started anew, times are not known yet.
+            if following is None or not clock.follows(stamp):
                 return True
-            return shows(float((stamp - origin) * self.time_base), float((following - origin) * self.time_base))
+            return shows(clock.time_of(stamp), clock.time_of(following))
 
         return is_seen
 
@@ -369,31 +406,18 @@ class _Decoder:
 
     def _damage(self, reason: str) -> None:
         if not self.num_damaged:
-            self.damaged_at_s, self.reason = self.last_s or 0.0, reason
+            self.damaged_at_s, self.reason = self.clock.last_s or 0.0, reason
         self.num_damaged += 1
 
     def _timed(self, pictures: Iterator[av.VideoFrame]) -> Iterator[Frame]:
         """Place pictures in time; the clock starts with the first one unless a seek kept it."""
-        shift_s = 0.0
         for picture in pictures:
-            after_s = 0.0 if self.last_s is None else self.last_s + self.period_s
             stamp = self._stamp(picture)
-            if stamp is None:
-                if self.last_s is None and self.origin is not None:
-                    return  # after a seek, only a picture that knows its time tells where that led
-                time_s = after_s
-            else:
-                if self.origin is None:
-                    self.origin = stamp
-                time_s = float((stamp - self.origin) * self.time_base) + shift_s
-                if self.last_s is not None and time_s < self.last_s - CLOCK_RESTART_S:
-                    shift_s += after_s - time_s
-                    time_s = after_s
-                    self.is_restarted = True
-            if self.last_s is not None and time_s <= self.last_s:
-                logger.debug("%s: left out a frame that repeats the time %.3f s", self.path, time_s)
+            if stamp is None and self.clock.last_s is None and self.clock.origin is not None:
+                return  # after a seek, only a picture that knows its time tells where that led
+            time_s = self.clock.place(stamp)
+            if time_s is None:
                 continue
-            self.last_s = time_s
             shown_s = float((picture.duration or 0) * self.time_base)
             self.end_s = time_s + max(shown_s, self.period_s)
             if picture.is_corrupt:

@@ -41,6 +41,8 @@ def skip_unseen(
     stamps: list[int] = []  # of packets some way ahead and behind, in order of time
     fault: av.FFmpegError | None = None
     has_ended = False
+    last_dts: int | None = None
+    num_unsure = 0  # packets that stand among stamps of two clocks
     while True:
         seen = is_seen()
         while not has_ended and len(waiting) <= (0 if seen is None else AHEAD):
@@ -52,6 +54,10 @@ def skip_unseen(
                 fault, has_ended = error, True
             else:
                 waiting.append(packet)
+                if packet.dts is not None:
+                    if last_dts is not None and packet.dts < last_dts:  # where recordings are glued together
+                        num_unsure = 2 * AHEAD + 1
+                    last_dts = packet.dts
                 if packet.pts is not None:
                     insort(stamps, packet.pts)
         if not waiting:
@@ -59,12 +65,13 @@ def skip_unseen(
         packet = waiting.popleft()
         skips = False
         if packet.pts is not None:
-            if seen is not None and not packet.is_keyframe:
+            if seen is not None and not packet.is_keyframe and not num_unsure:
                 place = bisect_right(stamps, packet.pts)
                 skips = not seen(packet.pts, stamps[place] if place < len(stamps) else None)
             behind.append(packet.pts)
             if len(behind) > AHEAD:
                 stamps.remove(behind.popleft())
+        num_unsure = max(num_unsure - 1, 0)
         codec.skip_frame = "NONREF" if skips else "DEFAULT"
         yield packet
     if fault is not None:

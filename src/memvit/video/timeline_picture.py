@@ -14,6 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
+from memvit.video.fonts import FAMILY, families
 from memvit.video.layers import one_line
 from memvit.video.overlay import format_percent, format_time
 from memvit.video.time_bins import HeadScores, TimeBins
@@ -186,7 +187,7 @@ def _time_axis(axes: Axes, start_s: float, end_s: float) -> None:
     step_s = step_s or math.ceil((end_s - start_s) / 11 / 86_400) * 86_400
     ticks = np.arange(math.ceil(start_s / step_s - 1e-9), math.floor(end_s / step_s + 1e-9) + 1) * step_s
     axes.set_xticks(ticks, [_tick_name(tick, step_s) for tick in ticks])
-    axes.tick_params(axis="x", colors=_DIM, labelsize=9, length=4, labelfontfamily="DejaVu Sans")
+    axes.tick_params(axis="x", colors=_DIM, labelsize=9, length=4, labelfontfamily=FAMILY)
     axes.set_yticks([])
     axes.spines[["left", "right", "top"]].set_visible(False)
     axes.spines["bottom"].set_color(_DIM)
@@ -210,8 +211,8 @@ def _full_scale(highest: float) -> float:
 def _text(
     where: Axes | Figure, x: float, y: float, text: str, size: float, color: str, *, ha: str = "left", **rest: Any
 ) -> None:
-    """Text as it is: no mathematics between dollar signs, in the font that comes with matplotlib."""
-    rest |= {"ha": ha, "va": "center", "fontsize": size, "color": color, "family": "DejaVu Sans", "parse_math": False}
+    """Text as it is: no mathematics between dollar signs."""
+    rest |= {"ha": ha, "va": "center", "fontsize": size, "color": color, "family": families(text), "parse_math": False}
     where.text(x, y, text, **rest)
 
 
@@ -241,6 +242,6 @@ def _fit(text: str, max_in: float, is_tall: bool) -> tuple[str, float]:
 
 def _width_in(text: str, size: float, weight: str = "normal") -> float:
     """Inches; of several lines, those of the widest."""
-    font = FontProperties(family="DejaVu Sans", size=size, weight=weight)
+    font = FontProperties(family=families(text), size=size, weight=weight)
     widths = [RendererAgg(1, 1, _DPI).get_text_width_height_descent(line, font, False)[0] for line in text.split("\n")]
     return max(widths) / _DPI

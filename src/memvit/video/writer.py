@@ -109,6 +109,12 @@ class VideoWriter:
         self._mux(frame)
         self.num_frames += 1
 
+    def coincides(self, time_s: float) -> bool:
+        """Whether a frame of that time would be shown at the very moment of the one before, as times are rounded."""
+        if self._first_s is None or not math.isfinite(time_s):
+            return False
+        return round((time_s - self._first_s) / self._time_base) == self._last_pts
+
     def close(self) -> None:
         """Finish the file and give it its name. Closing twice does nothing.
 
