@@ -1,7 +1,8 @@
 """The error this package shows to users, and the checks and wordings that readers share."""
 
+import os
 import re
-from pathlib import Path
+import stat
 
 
 class VideoError(ValueError):
@@ -47,8 +48,11 @@ def empty_range(name: str, start_s: float, end_s: float | None, last_s: float) -
 def check_file(path: str) -> None:
     """Refuse what is no readable file with something in it."""
     try:
-        with open(path, "rb") as file:
-            empty = not file.read(1)
+        found = os.stat(path)
+        if stat.S_ISFIFO(found.st_mode):
+            return  # what is read of a pipe is gone, and who opens it and goes ends it
+        with open(path, "rb"):
+            pass
     except FileNotFoundError:
         raise VideoError(f"there is no video {path}: check the path") from None
     except IsADirectoryError:
@@ -58,5 +62,5 @@ def check_file(path: str) -> None:
         raise VideoError(f"no permission to read {path}: change its permissions (chmod +r) or your user") from None
     except OSError as error:
         raise VideoError(f"cannot open {path} ({error.strerror}): check the path and the disk") from error
-    if empty and Path(path).is_file():
+    if stat.S_ISREG(found.st_mode) and not found.st_size:
         raise VideoError(f"{path} is empty (0 bytes): copy or download it again")

@@ -24,6 +24,9 @@ from memvit.video.reader import open_container
 logger = logging.getLogger(__name__)
 
 FILE_SUFFIXES = (".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi")
+PLAYLISTS = frozenset({"hls", "dash"})  # whose addresses are files of a known size that name others
+
+EventKind = Literal["connected", "lost", "reconnected", "retry", "dropped", "gave_up", "ended"]
 
 MAX_BACKOFF_S = 30.0
 MAX_EVENTS = 1000
@@ -33,6 +36,8 @@ DROP_REPORT_PERIOD_S = 5.0
 # A decoder that joins in the middle of a stream shows garbage until the next keyframe. Streams without keyframes
 # (intra refresh) exist, so the wait has an end.
 MAX_PACKETS_TO_KEYFRAME = 300
+
+END_TOLERANCE_S = 1.0  # between the last frame of a recording and its declared end
 
 # Clocks of cameras are set while they run. A step beyond this that the wall clock did not make as well is no time.
 MAX_CLOCK_STEP_S = 5.0
@@ -75,12 +80,13 @@ class LiveEvent:
     """Something that happened to a live source.
 
     Attributes:
-        kind: ``connected``, ``lost``, ``reconnected``, ``retry`` (an attempt failed), ``dropped`` or ``gave_up``.
+        kind: ``connected``, ``lost``, ``reconnected``, ``retry`` (an attempt failed), ``dropped``, ``gave_up``, or
+            ``ended`` (a recording was read to its end).
         time_s: when, on the clock of the frames.
         message: one line that says what.
     """
 
-    kind: Literal["connected", "lost", "reconnected", "retry", "dropped", "gave_up"]
+    kind: EventKind
     time_s: float
     message: str
 
@@ -92,7 +98,11 @@ class LiveSource:
     falls silent is made again, after a pause that doubles with every failed attempt; ``time_s`` then goes on by the
     wall clock, so the time that was missed is in it, and the size of the frames may change. Times strictly increase.
 
-    The iteration ends when the source is closed; with ``max_attempts=0``, when its only connection ends.
+    An address may turn out to hold a recording (a finished playlist, a file): what it says of its length tells. It is read
+    once and whole, by the times in it, as fast as the consumer takes it.
+
+    The iteration ends when the source is closed, and after a recording; with ``max_attempts=0``, when its only connection
+    ends.
 
     Args:
         url: an address that FFmpeg knows, or a device such as ``/dev/video0``.
@@ -108,14 +118,15 @@ class LiveSource:
 
     Attributes:
         info: the current connection's video; ``None`` before the first frame.
+        is_recording: whether the current connection is to a recording.
         reconnects: how often a lost connection was made again.
         dropped_frames: frames dropped because the consumer was too slow.
         damaged_packets: packets that could not be decoded.
         events: the last events, oldest first.
 
     Raises:
-        VideoError: while iterating, when connecting failed ``max_attempts`` times in a row, or at once if the first
-            connection cannot ever work (no such address or device, access denied).
+        VideoError: while iterating, when connecting failed ``max_attempts`` times in a row, at once if the first
+            connection cannot ever work (no such address or device, access denied), or when a recording breaks off.
     """
 
     def __init__(
@@ -143,13 +154,15 @@ class LiveSource:
         self.timeout_s = timeout_s
         self.on_event = on_event
         self.info: VideoInfo | None = None
+        self.is_recording = False
+        self._declared_s = 0.0
         self.reconnects = 0
         self.dropped_frames = 0
         self.damaged_packets = 0
         self.events: deque[LiveEvent] = deque(maxlen=MAX_EVENTS)
         self._format = format or ("v4l2" if url.startswith("/dev/video") else None)
         # RTP over UDP loses packets silently where a camera is not on the same switch.
-        self._options = {"rtsp_transport": "tcp"} if url.startswith(("rtsp://", "rtsps://")) else {}
+        self._options = {"rtsp_transport": "tcp"} if url.lower().startswith(("rtsp://", "rtsps://")) else {}
         self._options |= options or {}
         self._frames: Channel[Frame] = Channel(queue_size)
         self._clock = _Clock()
@@ -197,6 +210,16 @@ class LiveSource:
             reason, num_frames, hopeless = self._receive()
             if self._frames.closed:
                 return
+            if num_frames and self.is_recording:
+                if reason is not None and not self._has_come_to_its_end():
+                    message = (
+                        f"gave up on {self.name}, which broke off at {self._clock.last_s:.1f} s ({reason}): try again"
+                    )
+                    self._report("gave_up", message)
+                    raise VideoError(message)
+                self._report("ended", f"{self.name} has ended: it is a recording")
+                return
+            reason = reason or "the stream ended"
             if num_frames:
                 failures = 0
                 self._report("lost", f"lost {self.name} ({reason})")
@@ -216,8 +239,8 @@ class LiveSource:
                 pause_s = max(self.backoff_s - (time.monotonic() - began_s), 0.0)
             self._frames.wait_closed(pause_s)
 
-    def _receive(self) -> tuple[str, int, bool]:
-        """One connection: why it ended, after how many frames, and whether another could ever work."""
+    def _receive(self) -> tuple[str | None, int, bool]:
+        """One connection: why it broke off, None if it did not, after how many frames, and whether another is hopeless."""
         num_frames = 0
         try:
             container, stream = open_container(
@@ -229,6 +252,8 @@ class LiveSource:
             return _reason(error), 0, isinstance(error, HOPELESS)
         with container:
             time_base = stream.time_base or Fraction(1, 1)
+            self.is_recording = _is_recording(container, self.url)
+            self._declared_s = (container.duration or 0) / av.time_base
             self._clock.connect(float(stream.guessed_rate or 0) or 25.0)
             sample_aspect = float(stream.sample_aspect_ratio or 1)
             try:
@@ -239,10 +264,14 @@ class LiveSource:
                         self._welcome(frame, stream)
                     num_frames += 1
                     if not self._deliver(frame):
-                        return "closed", num_frames, False
+                        break
             except av.FFmpegError as error:
                 return _reason(error), num_frames, False
-        return "the stream ended", num_frames, False
+        return None, num_frames, False
+
+    def _has_come_to_its_end(self) -> bool:
+        """Whether a recording was read as far as it says it goes; servers may hang up then in any way."""
+        return 0 < self._declared_s <= self._clock.last_s + END_TOLERANCE_S
 
     def _pictures(
         self, container: av.container.InputContainer, stream: av.video.stream.VideoStream
@@ -292,7 +321,7 @@ class LiveSource:
         self._connected_once = True
 
     def _deliver(self, frame: Frame) -> bool:
-        if self.drop == "none":
+        if self.drop == "none" or self.is_recording:
             return self._frames.put(frame)
         self.dropped_frames += self._frames.put_newest(frame)
         reported, at_s = self._drops_reported
@@ -304,10 +333,9 @@ class LiveSource:
             )
         return not self._frames.closed
 
-    def _report(
-        self, kind: Literal["connected", "lost", "reconnected", "retry", "dropped", "gave_up"], message: str
-    ) -> None:
-        logger.log(logging.INFO if kind in ("connected", "reconnected") else logging.WARNING, "%s", message)
+    def _report(self, kind: EventKind, message: str) -> None:
+        is_good = kind in ("connected", "reconnected", "ended")
+        logger.log(logging.INFO if is_good else logging.WARNING, "%s", message)
         event = LiveEvent(kind, self._clock.now_s(), message)
         self.events.append(event)
         if self.on_event is not None:
@@ -327,6 +355,11 @@ class _Clock:
     def now_s(self) -> float:
         """Wall-clock time since the first frame."""
         return 0.0 if self._began is None else time.monotonic() - self._began
+
+    @property
+    def last_s(self) -> float:
+        """Time of the last frame."""
+        return self._last_s or 0.0
 
     def connect(self, fps: float) -> None:
         """Forget how the timestamps of the last connection relate to time."""
@@ -350,6 +383,14 @@ class _Clock:
             self._offset_s = time_s - pts_s
         self._last_s, self._last_wall = time_s, wall
         return time_s
+
+
+def _is_recording(container: av.container.InputContainer, url: str) -> bool:
+    """Whether a connection is to something that has an end already: it declares how long, or over HTTP how large, it is."""
+    if container.duration:
+        return container.duration > 0
+    is_web = url.lower().startswith(("http://", "https://"))
+    return is_web and not PLAYLISTS & set(container.format.name.split(",")) and container.size > 0
 
 
 def _reason(error: av.FFmpegError) -> str:
