@@ -4,9 +4,12 @@ import base64
 import csv
 import dataclasses
 import http.client
+import http.server
 import io
 import json
 import os
+import re
+import socket
 import struct
 import threading
 import time
@@ -79,6 +82,8 @@ def test_who_comes_back_gets_what_was_missed(server: Server, videos: Path) -> No
     assert everything[-1][2]["state"] == "complete"
     assert server.events(id, last_id=4)[:2] == [event for event in everything if event[1] in (5, 6)]
     assert [kind for kind, _, _ in server.events(id, last_id=6)] == ["state"]
+    status, body, _ = server.ask(f"api/jobs/{id}/events", Last_Event_ID="9" * 5000)  # none of ours
+    assert (status, body.count(b"event: clip")) == (200, 6)
 
 
 def test_the_uploaded_video_can_be_shown_in_parts(server: Server, videos: Path) -> None:
@@ -131,6 +136,26 @@ def test_removing_leaves_nothing(server: Server, videos: Path) -> None:
     wait_until(lambda: not (server.service.board.folder / id).exists())
 
 
+def test_a_video_that_does_not_tell_its_length_has_one_in_the_end(server: Server, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "recorded.webm", 60, codec="libvpx", container_options={"live": "1"})
+    id = server.upload(path)
+    told = [data["total_s"] for kind, _, data in server.events(id) if kind == "state"]
+    assert set(told[:-1]) <= {None}
+    assert told[-1] == pytest.approx(2.0, abs=0.05)
+
+
+def test_an_upload_of_next_to_nothing_makes_room_for_others(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memvit.app.uploads.PATIENCE_S", 1.0)
+    with socket.create_connection(urlsplit(server.url).netloc.split(":")) as connection:
+        connection.sendall(b"POST /api/jobs?name=x.mp4 HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(10):  # it never stands still
+            connection.sendall(b"0")
+            time.sleep(0.2)
+        connection.settimeout(10)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 408")
+    assert "receiving" not in server.service.board.counts()
+
+
 def test_an_upload_that_breaks_off_leaves_nothing(server: Server) -> None:
     before = sorted(server.service.board.folder.iterdir())
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc)
@@ -157,7 +182,8 @@ def test_whoever_runs_it_sees_how_it_is(server: Server, videos: Path) -> None:
 def test_pages_of_other_sites_cannot_send_anything(server: Server, videos: Path) -> None:
     data = (videos / "short.mp4").read_bytes()
     assert server.refusal("api/jobs", data, Sec_Fetch_Site="cross-site")[0] == 403
-    assert server.refusal("api/jobs", data, Origin="http://evil.example")[0] == 403
+    for origin in ("http://evil.example", "http://[::1", "null"):
+        assert server.refusal("api/jobs", data, Origin=origin)[0] == 403
     assert server.json("api/jobs", data, Origin=server.url)["id"]
 
 
@@ -268,15 +294,19 @@ def test_videos_beyond_the_limits_wait_or_are_sent_away(videos: Path, tmp_path: 
 
 
 def test_limits_of_size_and_duration_are_told(videos: Path, tmp_path: Path) -> None:
-    limits = Limits(upload_bytes=50_000, duration_s=2.0)
+    limits = Limits(upload_bytes=50_000, duration_s=2.0, pixels=100_000)
     (tmp_path / "temporary").mkdir()
     write_video(tmp_path / "large.mp4", [np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)] * 20)
+    write_video(tmp_path / "wide.mp4", [np.zeros((256, 512, 3), np.uint8)] * 10)
     with running(Service(small_model(), "m", limits=limits, folder=str(tmp_path / "temporary"))) as server:
         status, sentence = server.refusal("api/jobs?name=large.mp4", (tmp_path / "large.mp4").read_bytes())
         assert (status, sentence) == (413, "This file is too large: the server takes up to 50 kB.")
         status, sentence = server.refusal("api/jobs?name=ok.mp4", (videos / "ok.mp4").read_bytes())
         assert status == 422
         assert "ok.mp4 lasts 0.1 minutes" in sentence
+        status, sentence = server.refusal("api/jobs?name=wide.mp4", (tmp_path / "wide.mp4").read_bytes())
+        assert status == 422
+        assert "wide.mp4 has pictures of 512x256: at most 100,000 pixels" in sentence
         assert server.ended(server.upload(videos / "short.mp4"))["state"] == "complete"
 
 
@@ -312,6 +342,7 @@ def test_an_address_is_opened_and_a_wrong_one_explained(videos: Path, tmp_path: 
         assert start("/etc/passwd")[0] == 422
         assert start("file:///etc/passwd")[0] == 422
         assert start("concat:a|b")[0] == 422
+        assert start(server.url.replace("http", "HTTP") + "/nothing")[0] == 201
         wrong = server.url.replace("//", "//user:secret@") + "/nothing"
         state = server.ended(json.loads(start(wrong)[1])["id"])
         assert state["state"] == "failed"
@@ -321,9 +352,46 @@ def test_an_address_is_opened_and_a_wrong_one_explained(videos: Path, tmp_path: 
         server.until(id, lambda state: state["num_clips"] > 0)
         state = server.json(f"api/jobs/{id}")
         assert (state["has_video"], state["name"].startswith(server.url)) == (False, True)
-        server.json(f"api/jobs/{id}/stop", b"")
-        assert server.ended(id)["state"] == "complete"
+        assert server.ask(f"api/jobs/{id}/picture")[2]["content-type"] == "image/jpeg"
+        assert server.ended(id)["state"] == "complete"  # by itself: it is a recording
         assert "report.html" not in server.json(f"api/jobs/{id}")["files"]
+
+
+def test_a_stream_that_is_lost_says_so_until_it_is_back(videos: Path, tmp_path: Path) -> None:
+    """The first connection ends early, the second is refused, the third is as the first."""
+    data = write_video(tmp_path / "a.ts", 60, codec="mpeg2video").read_bytes()
+    goes_on = threading.Event()
+
+    class Camera(http.server.BaseHTTPRequestHandler):
+        num_requests = 0
+
+        def do_GET(self) -> None:
+            Camera.num_requests += 1
+            if Camera.num_requests > 1 and not goes_on.is_set():
+                self.send_error(503)
+                return
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(data)
+            if goes_on.is_set():
+                time.sleep(1)  # so that it is seen to be there
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera) as camera:
+        threading.Thread(target=camera.serve_forever, args=(0.01,), daemon=True).start()
+        (tmp_path / "temporary").mkdir()
+        with running(Service(small_model(), "m", sources=True, folder=str(tmp_path / "temporary"))) as server:
+            asked = json.dumps({"source": f"http://127.0.0.1:{camera.server_port}/live"}).encode()
+            id = server.json("api/jobs/source", asked, Content_Type="application/json")["id"]
+            trouble = server.until(id, lambda state: state["trouble"])["trouble"]
+            assert re.fullmatch(r"(Lost|No frames from) http://127\.0\.0\.1:\d+/live \(.*\).* Trying again\.", trouble)
+            goes_on.set()
+            server.until(id, lambda state: not state["trouble"])
+            server.json(f"api/jobs/{id}/stop", b"")
+            assert server.ended(id)["trouble"] == ""
+        camera.shutdown()
 
 
 def test_a_password_is_asked_for_and_names_are_checked(tmp_path: Path) -> None:
@@ -369,7 +437,7 @@ def test_whatever_goes_wrong_on_opening_frees_the_place_of_the_next(
 ) -> None:
     with running(Service(small_model(), "m", limits=Limits(running=1), folder=str(tmp_path))) as server:
         with monkeypatch.context() as broken:
-            broken.setattr("memvit.app.service.open_video", lambda *_, **__: 1 / 0)
+            broken.setattr(Service, "_open", lambda *_: 1 / 0)
             state = server.ended(server.upload(videos / "ok.mp4"))
         assert (state["state"], state["message"]) == (
             "failed",

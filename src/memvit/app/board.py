@@ -72,7 +72,9 @@ class Board:
         """
         with self._lock:
             num_waiting = sum(job.state in ("receiving", "waiting") for job in self._jobs.values())
-            if self.closed or num_waiting >= self.limits.waiting:
+            if self.closed:
+                raise BusyError("The server is being ended.")
+            if num_waiting >= self.limits.waiting:
                 raise BusyError(f"The server is busy: {num_waiting} videos wait already. Try again in a minute.")
             if shutil.disk_usage(self.folder).free < self.limits.free_bytes:
                 logger.error("the disk of %s is full: visitors are sent away", self.folder)
@@ -127,9 +129,13 @@ class Board:
             if job not in self._running:
                 shutil.rmtree(job.folder, ignore_errors=True)
 
+    def end_visits(self) -> None:
+        """Takes nothing more, and tells those who follow a job."""
+        self._closed.set()
+
     def close(self) -> None:
         """Stops everything and removes all files."""
-        self._closed.set()
+        self.end_visits()
         for job in list(self._jobs.values()):
             self.remove(job)
         ends_s = time.monotonic() + JOIN_TIMEOUT_S

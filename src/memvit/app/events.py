@@ -34,7 +34,7 @@ async def events(job: Job, board: Board, last_id: int) -> AsyncIterator[str]:
             for clip in job.clips(seen):
                 seen += 1
                 sent.append(f"event: clip\nid: {seen}\ndata: {clip}\n\n")
-            what = f"{description['state']} {description['position']}"
+            what = f"{description['state']} {description['position']} {description['trouble']}"
             if what != state or (sent and now_s - told_s >= PROGRESS_PERIOD_S):
                 state, told_s = what, now_s
                 # Clips first: who is told of the end has everything.

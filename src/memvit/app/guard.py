@@ -113,7 +113,10 @@ def _is_own_page(headers: Headers) -> bool:
     if site is not None:
         return site in ("same-origin", "none")
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("host")
+    try:
+        return origin is None or urlsplit(origin).netloc == headers.get("host")
+    except ValueError:
+        return False
 
 
 async def _refuse(send: Send, status: int, text: str, headers: dict[str, str] | None = None) -> None:

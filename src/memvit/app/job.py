@@ -12,7 +12,7 @@ from typing import Any, Literal
 from memvit.online.results import CSV_FILE, PREDICTIONS_FILE, SUMMARY_FILE, TIMELINE_FILE
 from memvit.online.runs import Progress
 from memvit.report.page import REPORT_FILE
-from memvit.video import LiveSource
+from memvit.video import LiveEvent, LiveSource
 
 Kind = Literal["file", "source", "camera"]
 State = Literal["receiving", "waiting", "running", "complete", "partial", "stopped", "failed"]
@@ -36,6 +36,7 @@ class Job:
     Attributes:
         address: what the server opens, with its password; None for what visitors send.
         live: what to close for a live source to end.
+        trouble: what is wrong with a live source at the moment, for its visitor; nothing: "".
         stopping: set when the visitor wants an end.
         watchers: connections that follow it.
         watched_s: when somebody last did, on the monotonic clock.
@@ -56,6 +57,7 @@ class Job:
         self.num_clips = 0
         self.address: str | None = None
         self.live: LiveSource | None = None
+        self.trouble = ""
         self.stopping = threading.Event()
         self.ended_s: float | None = None
         self.watchers = 0
@@ -104,9 +106,18 @@ class Job:
         self.done_s, self.total_s = progress.done_s, progress.total_s
         self.speed = progress.done_s / max(progress.elapsed_s, 1e-9)
 
+    def note_event(self, event: LiveEvent) -> None:
+        """Something happened to the live source."""
+        if event.kind in ("lost", "retry"):
+            self.trouble = f"{event.message[:1].upper()}{event.message[1:]}. Trying again."
+        elif event.kind != "dropped":
+            self.trouble = ""
+
     def end(self, state: State, message: str | None = None) -> None:
         """Nothing more comes."""
-        self.message, self.live, self.ended_s = message, None, time.monotonic()
+        self.message, self.live, self.trouble, self.ended_s = message, None, "", time.monotonic()
+        if state in ("complete", "partial") and self.total_s is None:
+            self.total_s = self.done_s  # of a video that did not tell its length
         self.state = state  # last: who sees it sees the rest
 
     def files(self) -> list[str]:
@@ -131,6 +142,7 @@ class Job:
             "compare": self.compare,
             "state": "waiting" if self.state == "receiving" else self.state,
             "message": self.message,
+            "trouble": self.trouble,
             "position": position,
             "done_s": round(self.done_s, 3),
             "total_s": None if self.total_s is None else round(self.total_s, 3),

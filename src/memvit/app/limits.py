@@ -12,6 +12,7 @@ class Limits:
     Attributes:
         upload_bytes: of a video.
         duration_s: of a video; a live source ends after it.
+        pixels: of a picture of a video: larger ones are small to send and large in memory.
         running: videos recognised at a time, all visitors together.
         waiting: videos that come in or wait for their turn, all visitors together.
         kept: ended recognitions whose results are kept; the oldest make room.
@@ -26,6 +27,7 @@ class Limits:
 
     upload_bytes: int = 2_000_000_000
     duration_s: float = 7200.0
+    pixels: int = 36_000_000
     running: int = 4
     waiting: int = 16
     kept: int = 64

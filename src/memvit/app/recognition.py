@@ -98,7 +98,7 @@ def recognise(
     def take(clip: ReadyClip, prediction: ClipPrediction, without: ClipPrediction | None) -> None:
         if job.live is None and job.stopping.is_set():  # a live source is closed instead
             raise Stopped
-        if job.live is not None:
+        if job.kind != "file":
             job.picture = write_picture(_newest_picture(clip, recognizer))
         if not all(np.isfinite(logits).all() for logits in prediction.logits):
             return  # `predict_video` says what is wrong

@@ -145,7 +145,7 @@ def _add_starts(app: FastAPI, service: Service) -> None:
         size = check_size(request.headers.get("content-length"), service.limits.upload_bytes)
         job = service.board.new(plain_name(name), "file", compare and service.has_memory)
         try:
-            await receive(request.stream(), job.upload, size)
+            await receive(request.stream(), job.upload, size, is_ending=lambda: service.board.closed)
             service.telemetry.received.inc(size)
             await run_in_threadpool(service.check_upload, job)
         except BaseException as error:
@@ -206,7 +206,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
     @app.get("/api/jobs/{id}/events")
     async def follow(id: str, last_event_id: Annotated[str, Header()] = "0") -> Response:
         job = _find(service, id)
-        last_id = int(last_event_id) if last_event_id.isdecimal() else 0
+        last_id = int(last_event_id) if last_event_id.isdecimal() and len(last_event_id) < 16 else 0
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(events(job, board, last_id), media_type="text/event-stream", headers=headers)
 

@@ -26,12 +26,12 @@ from memvit.online.runs import VideoSource
 from memvit.online.shared_engine import SharedEngine
 from memvit.report import write_report
 from memvit.report.page import REPORT_FILE
-from memvit.video import LiveSource, VideoError, VideoReader, is_live, open_video, without_password
+from memvit.video import LiveSource, VideoError, VideoReader, is_live, without_password
 
 logger = logging.getLogger(__name__)
 
 # What FFmpeg may open for a visitor who names an address. Its other protocols read files of the server.
-ADDRESSES = re.compile(r"(?:rtsps?|rtmps?|https?|udp|srt|rtp)://\S+|/dev/video\d+")
+ADDRESSES = re.compile(r"(?:rtsps?|rtmps?|https?|udp|srt|rtp)://\S+|/dev/video\d+", re.IGNORECASE)
 
 CAMERA_HEIGHT = 256
 MAX_ATTEMPTS = 3  # to connect, in a row: a visitor with a wrong address waits for the answer
@@ -141,7 +141,7 @@ class Service:
             ValueError: a sentence for the visitor.
         """
         try:
-            with VideoReader(job.upload) as reader:
+            with VideoReader(job.upload, max_pixels=self.limits.pixels) as reader:
                 duration_s = reader.info.duration_s
         except VideoError as error:
             logger.info("%s (%s) was refused: %s", job.id[:8], job.name, error)
@@ -197,6 +197,10 @@ class Service:
                     write_report(job.results, job.upload, path, name=job.name)
         return path
 
+    def end_visits(self) -> None:
+        """Takes nothing more and lets every visitor's connection end: the first thing to do before `close`."""
+        self.board.end_visits()
+
     def close(self) -> None:
         """Stops everything and removes all files."""
         self.board.close()
@@ -207,8 +211,9 @@ class Service:
             return job.live
         if job.address is None or not is_live(job.address):
             # A video that does not tell its duration ends here.
-            return open_video(job.address or job.upload, end_s=self.limits.duration_s)
-        job.live = LiveSource(job.address, max_attempts=MAX_ATTEMPTS)
+            path = job.address or job.upload
+            return VideoReader(path, end_s=self.limits.duration_s, max_pixels=self.limits.pixels)
+        job.live = LiveSource(job.address, max_attempts=MAX_ATTEMPTS, on_event=job.note_event)
         return job.live
 
     def _run(self, job: Job) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
 import os
 import socket
 from typing import Literal
@@ -14,7 +15,7 @@ from memvit.commands.terminal import log_with_times, say, stderr_console
 
 PASSWORD = "MEMVIT_PASSWORD"
 PACKAGES = frozenset({"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"})
-SHUTDOWN_S = 5
+SHUTDOWN_S = 2
 
 
 def serve(
@@ -89,6 +90,16 @@ def serve(
         raise ValueError(f"memvit serve needs {error.name}: pip install 'memvit[app]'") from error
 
     console = stderr_console()
+    numbers = {
+        "max_upload_mb": max_upload_mb,
+        "max_duration": max_duration,
+        "max_running": max_running,
+        "max_waiting": max_waiting,
+        "keep_minutes": keep_minutes,
+    }
+    for option, number in numbers.items():
+        if not 0 < number < math.inf:
+            raise ValueError(f"--{option} {number:g} lets nothing through: give a number above 0")
     limits = Limits(
         upload_bytes=round(max_upload_mb * 1e6),
         duration_s=max_duration,
@@ -100,7 +111,8 @@ def serve(
         raise FileNotFoundError(f"there is no folder {folder} for temporary files: create it or choose another")
     password = os.environ.get(PASSWORD) or None
     with _listen(host, port) as listener:  # a port that is taken is known before a model is loaded
-        target, number_format = choose_device(device), choose_dtype(dtype)
+        target = choose_device(device)
+        number_format = choose_dtype(dtype, target)
         chosen = choose_model(model, config, checkpoint)
         head_names = chosen.name_classes(labels)
         service = Service(
@@ -132,9 +144,18 @@ def serve(
         settings = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=SHUTDOWN_S
         )
+        log = logging.getLogger("uvicorn.error")
+
+        class Server(uvicorn.Server):
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                """Lets visitors go first: connections that follow a recognition would keep it waiting, and be reported."""
+                service.end_visits()
+                log.setLevel(logging.CRITICAL)
+                await super().shutdown(sockets)
+
         with log_with_times():
-            logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-            uvicorn.Server(settings).run(sockets=[listener])
+            log.setLevel(logging.WARNING)
+            Server(settings).run(sockets=[listener])
     return 0
 
 
