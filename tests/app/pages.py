@@ -185,6 +185,17 @@ def wait_for_end(page: Any, timeout_s: float = 15.0) -> str:
     return str(page.locator("#state").inner_text())
 
 
+def hide(page: Any, is_hidden: bool) -> None:
+    """As browsers do when another tab is seen instead, which they do not where there is no window."""
+    page.evaluate(
+        """(isHidden) => {
+          Object.defineProperty(document, "hidden", { value: isHidden, configurable: true });
+          document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        is_hidden,
+    )
+
+
 def click_timeline(page: Any, share: float) -> None:
     """Clicks on a place of the timeline, from 0 on its left to 1 on its right."""
     plot = page.locator("#plot").bounding_box()

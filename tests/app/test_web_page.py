@@ -35,6 +35,7 @@ from app.pages import (  # noqa: F401
 from app.serving import Server, running
 from browser import chromium  # noqa: F401
 from memvit.app import Limits, Service
+from memvit.app.server import GONE
 from report.pages import time_of, wait_until
 from tiny_models import small_model
 from video.encode import write_video
@@ -367,7 +368,11 @@ def test_stopping_keeps_what_was_recognised_and_removing_leaves_nothing(
         assert page.locator("#invitation").is_visible()
         assert page_server.ask(f"api/jobs/{id}")[0] == 404
         page.goto(f"{page_server.url}/#job={id}")
-        wait_for_text(page, "#told", "These results were removed.")
+        wait_for_text(page, "#told", GONE)
+        for _ in range(3):  # the old address, the removal, and before the video: none of them holds a visitor back
+            assert "job=" not in page.url
+            page.go_back()
+        assert page.url == "about:blank"
 
 
 def test_sending_is_shown_and_can_be_cancelled(chromium: Any, page_server: Server, videos: Path) -> None:
@@ -451,19 +456,72 @@ def test_an_anticipating_model_with_several_heads_says_what_is_expected(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_narrow_screen_light_and_dark(chromium: Any, recognised: str, scheme: str) -> None:
-    options = {"viewport": {"width": 380, "height": 800}, "color_scheme": scheme}
+    options = {"viewport": {"width": 360, "height": 800}, "color_scheme": scheme}
     width = "document.documentElement.scrollWidth"
     background = "getComputedStyle(document.body).backgroundColor"
     with visit(chromium, recognised, **options) as page:
         when_ready(page)
-        assert page.evaluate(width) == 380
+        assert page.evaluate(width) == 360
         before = page.evaluate(background)
         assert (before == "rgb(18, 22, 28)") == (scheme == "dark")
         page.click("#theme")
         assert page.evaluate(background) != before
         page.click("#another")
         assert page.locator("#invitation").is_visible()
-        assert page.evaluate(width) == 380
+        assert page.evaluate(width) == 360
+        page.reload()
+        wait_for_text(page, "#invitation", "Drop")
+        assert page.evaluate(background) != before  # the visitor's choice is remembered
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_long_names_leave_the_header_readable(chromium: Any, page_server: Server, width: int) -> None:
+    def with_long_name(route: Any) -> None:
+        about = route.fetch()
+        route.fulfill(response=about, json={**about.json(), "model": "x" * 60})
+
+    job = page_server.service.board.new("a_long_name_of_a_file_" * 5, "source", False)
+    job.end("stopped")
+    with visit(chromium, page_server.url, viewport={"width": width, "height": 800}) as page:
+        page.route("**/api/about", with_long_name)
+        page.goto(f"{page_server.url}/#job={job.id}")
+        page.reload()
+        wait_for_text(page, "#title", job.name)
+        model, title = page.locator("#model"), page.locator("#title").bounding_box()
+        assert model.get_attribute("title") == "x" * 60
+        assert model.bounding_box()["height"] < 30  # one line
+        assert min(model.bounding_box()["width"], title["width"]) > 100
+        assert title["height"] < 160
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_a_video_that_does_not_say_how_long_it_is_grows(chromium: Any, page_server: Server, tmp_path: Path) -> None:
+    topk = [[{"label": CLASSES[0], "score": 0.5}]]
+    job = page_server.service.board.new("endless.h264", "file", False)
+    write_video(job.upload, 90, format="h264")  # which browsers cannot play either
+    job.state = "running"
+
+    def add(clip: int) -> None:
+        times = {"clip": clip, "start_s": 10.0 * clip, "end_s": 10.0 * clip + 10, "about_s": None}
+        job.done_s = times["end_s"]
+        job.add_clip({**times, "topk": topk, "actions": [], "without": None})
+
+    with visit(chromium, f"{page_server.url}/#job={job.id}") as page:
+        add(0)
+        assert wait_for_text(page, "#state", "10 s") == "Recognising endless.h264: 10 s"
+        assert page.locator("#when").inner_text() == "0:10.0"
+        assert page.locator("#progress").get_attribute("value") is None
+        wait_until(page, "document.querySelectorAll('#rows .row').length === 1")
+        assert place(page, "#cursor")[0] == pytest.approx(0.5, abs=0.01)
+        for clip in range(1, 15):
+            add(clip)
+        assert wait_for_text(page, "#state", "2 min 30 s") == "Recognising endless.h264: 2 min 30 s"
+        wait_until(page, "Number(plot.getAttribute('aria-valuemax')) === 150")
+        assert place(page, "#cursor")[0] == pytest.approx(1, abs=0.01)
+        job.total_s = 150.0
+        job.end("complete")
+        wait_for_end(page)
+        assert page.locator("#when").inner_text() == "2:30.0 of 2:30.0"
 
 
 def test_thousands_of_clips_leave_it_fluid(chromium: Any, page_server: Server) -> None:

@@ -105,6 +105,8 @@ def test_dark_follows_the_system_and_the_switch(chromium: Any, report: Path) -> 
         page.click("#theme")
         light = page.evaluate(colour)
         assert (dark, light) == ("rgb(18, 22, 28)", "rgb(246, 247, 249)")
+        page.reload()
+        assert page.evaluate(colour) == light  # the choice is remembered
     with shown(chromium, report, color_scheme="light") as page:
         assert page.evaluate(colour) == light
         page.click("#theme")
@@ -118,6 +120,33 @@ def test_a_phone_needs_no_sideways_scrolling(chromium: Any, report: Path) -> Non
         page.locator("#plot").scroll_into_view_if_needed()
         page.locator("#plot").tap(position={"x": plot["width"] / 2, "y": 30})
         assert time_of(page) == pytest.approx(4, abs=0.1)
+
+
+def test_a_phone_shows_the_whole_table(chromium: Any, tmp_path: Path) -> None:  # noqa: F811
+    film = write_film(tmp_path / f"{'a_long_name_' * 6}.mp4", 2)
+    labels = ("take a cup from the upper shelf of the cupboard", "x" * 60)
+    topk = [[{"label": label, "score": 1.0} for label in labels]]
+    predictions = write_predictions(tmp_path / "p.jsonl", 300, video=film.name, clip_s=0.005, topk=topk, about_s=3600.0)
+    page_file = write_report(predictions, film)
+    page_file.write_text(page_file.read_text().replace('"model":""', f'"model":"{"m" * 60}"'))
+    sizes = "[...document.querySelectorAll('#body tr[data-index]')].map(row => row.offsetHeight)"
+    with shown(chromium, page_file, viewport={"width": 360, "height": 740}) as page:
+        page.locator("#rows button", has_text="upper shelf").click()  # then the other, which has no spaces, is listed
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        score = page.locator("#body td").last.bounding_box()
+        for index in (0, 250):
+            page.evaluate(f"document.getElementById('scroll').scrollTop = {index} * 44")
+            wait_until(page, f"document.querySelector('#body tr[data-index=\"{index}\"]') !== null")
+            assert page.evaluate(
+                "document.getElementById('scroll').scrollWidth <= document.getElementById('scroll').clientWidth"
+            )
+            assert set(page.evaluate(sizes)) == {44}  # rows that are not drawn are counted as high as this
+        assert score["x"] + score["width"] <= 360
+        model = page.locator("#model").bounding_box()
+        assert model["width"] > 300
+        assert model["height"] < 30
+        page.set_viewport_size({"width": 1000, "height": 740})
+        wait_until(page, f"{sizes}.every(height => height === 30)")
 
 
 def test_labels_and_names_never_become_html(chromium: Any, tmp_path: Path) -> None:  # noqa: F811
@@ -188,6 +217,30 @@ def test_heads_actions_and_anticipation_are_told_apart(chromium: Any, tmp_path: 
         assert page.locator("#ahead").text_content() == "Anticipated: expected in 0.5 s (at 0:02.0)"
         page.locator("#tabs button", has_text="head 2").click()
         assert page.locator("#now .name").text_content() == "leek"
+        page.keyboard.press("End")
+        assert page.locator("#when").text_content() == "0:06.0 of 0:06.0"
+
+
+def test_what_is_expected_after_the_end_does_not_count_as_its_length(chromium: Any, tmp_path: Path) -> None:  # noqa: F811
+    film = write_film(tmp_path / "film.mp4", 3)
+    with open(tmp_path / "predictions.jsonl", "w") as file:
+        for clip in range(3):
+            topk = [[{"label": "cut", "score": 0.9}]]
+            line = {
+                "video": "film.mp4",
+                "clip": clip,
+                "start_s": clip,
+                "end_s": clip + 1,
+                "about_s": clip + 2,
+                "topk": topk,
+            }
+            file.write(json.dumps(line) + "\n")
+    with shown(chromium, write_report(tmp_path, film)) as page:
+        assert page.locator("#when").text_content() == "0:00.0 of 0:03.0"
+        plot = page.locator("#plot").bounding_box()
+        page.mouse.click(plot["x"] + 0.5 * plot["width"], plot["y"] + 30)  # of four seconds that are drawn
+        assert time_of(page) == pytest.approx(2, abs=0.1)
+        assert page.evaluate(CANVAS_ALPHA, ["picture", 0.95 * plot["width"], 28, 10, 8]) > 0
 
 
 def test_random_weights_are_said_at_the_top(chromium: Any, report: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -168,14 +168,13 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 def _page(findings: Findings, film: Film, notes: Sequence[str], address: str | None) -> tuple[str, str]:
     """The page before and after the video's data."""
-    ends = [findings.end_s, film.duration_s or 0.0, *(about for s in findings.sections for about in s.about_s[-1:])]
     summary = findings.summary
     data = {
         "video": Path(findings.video).name or findings.video,
         "model": summary.model if summary is not None else "",
         "notice": UNTRAINED_NOTICE if findings.untrained else "",
         "notes": [*notes, *(note for note in film.notes if note not in "".join(notes))],
-        "duration": round(max(ends), 3),
+        "duration": round(max(findings.end_s, film.duration_s or 0.0), 3),
         "address": address,
         "type": film.media_type,
         "sections": [section.plain() for section in findings.sections],

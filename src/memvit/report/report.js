@@ -3,11 +3,12 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const video = $("video"), root = document.documentElement;
-const ROW = 24, AXIS = 20, TABLE_ROW = 30, FEW = 12, LIVE_ENTRIES = 6;
+const ROW = 24, AXIS = 20, FEW = 12, LIVE_ENTRIES = 6;
 
 // A section is one list of entries: those of a head, the actions of several heads, or what people do.
 const sections = data.sections.map((section) => prepare(section));
-const duration = Math.max(data.duration, 0.001);
+// The timeline goes on to what is expected after the end of the video.
+const duration = Math.max(data.duration, 0.001, ...sections.flatMap(({ about }) => about.slice(-1)));
 let section = sections[0];
 let view = [0, duration]; // the seconds that the timeline shows
 let showsAll = false;
@@ -100,7 +101,7 @@ function entriesAt(t) {
 }
 
 function seek(t) {
-  video.currentTime = Math.min(Math.max(t, 0), isFinite(video.duration) ? video.duration : duration);
+  video.currentTime = Math.min(Math.max(t, 0), isFinite(video.duration) ? video.duration : data.duration);
   follow(video.currentTime);
 }
 
@@ -108,7 +109,7 @@ function seek(t) {
 
 let shownKey = null;
 function showMoment(t) {
-  $("when").textContent = `${clock(t)} of ${clock(duration)}`;
+  $("when").textContent = `${clock(t)} of ${clock(data.duration)}`;
   const entries = entriesAt(t);
   if (section.ahead && entries.length) {
     const left = section.about[entries[0]] - t;
@@ -339,32 +340,36 @@ function listHead() {
 let drawn = "";
 function drawTable(isNew = false) {
   const scroll = $("scroll"), columns = visibleColumns();
-  const first = Math.max(Math.floor(scroll.scrollTop / TABLE_ROW) - 10, 0);
-  const last = Math.min(first + Math.ceil((scroll.clientHeight || 420) / TABLE_ROW) + 20, items.length);
+  const height = parseFloat(getComputedStyle(root).getPropertyValue("--entry"));
+  const first = Math.max(Math.floor(scroll.scrollTop / height) - 10, 0);
+  const last = Math.min(first + Math.ceil((scroll.clientHeight || 420) / height) + 20, items.length);
   const key = `${first} ${last}`;
   if (!isNew && key === drawn) return;
   drawn = key;
-  const made = [space(first, columns.length)];
+  const made = [space(first * height, columns.length)];
   for (let n = first; n < last; n++) {
     const item = items[n], row = element("tr", isPlaying(item) ? "playing" : "");
     row.dataset.index = String(n);
     for (const [, , isNumber, show] of columns) {
-      const cell = element("td", isNumber ? "number" : "", show(item));
-      if (!isNumber) cell.title = cell.textContent;
+      const cell = isNumber ? element("td", "number", show(item)) : element("td");
+      if (!isNumber) {
+        cell.title = show(item);
+        cell.append(element("span", "name", cell.title));
+      }
       row.append(cell);
     }
     made.push(row);
   }
-  made.push(space(items.length - last, columns.length));
+  made.push(space((items.length - last) * height, columns.length));
   $("body").replaceChildren(...made);
 }
 
-function space(count, columns) {
+function space(height, columns) {
   const row = element("tr", "space"), cell = element("td");
   cell.colSpan = columns;
-  cell.style.height = `${count * TABLE_ROW}px`;
+  cell.style.height = `${height}px`;
   row.append(cell);
-  row.hidden = !count;
+  row.hidden = !height;
   return row;
 }
 
@@ -495,8 +500,26 @@ function drawEverything() {
 
 const wantsDark = matchMedia("(prefers-color-scheme: dark)");
 const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : wantsDark.matches);
+const THEME = "memvit.theme";
+function rememberedTheme() {
+  try {
+    return localStorage.getItem(THEME);
+  } catch {
+    return null; // browsers may forbid a page to store anything
+  }
+}
+
+function chooseTheme(theme) {
+  setTheme(theme);
+  try {
+    localStorage.setItem(THEME, theme);
+  } catch {
+    // then it holds until the page is left
+  }
+}
+
 function setTheme(theme) {
-  if (theme) root.dataset.theme = theme;
+  if (theme === "light" || theme === "dark") root.dataset.theme = theme;
   $("theme").textContent = isDark() ? "Light" : "Dark";
   drawEverything();
 }
@@ -581,10 +604,11 @@ $("least").addEventListener("input", () => {
   $("leastValue").textContent = `${Math.round(100 * $("least").value)} %`;
   drawBoxes(video.currentTime);
 });
-$("theme").addEventListener("click", () => setTheme(isDark() ? "light" : "dark"));
+$("theme").addEventListener("click", () => chooseTheme(isDark() ? "light" : "dark"));
 wantsDark.addEventListener("change", () => setTheme());
 new ResizeObserver(() => { drawTimeline(); drawBoxes(video.currentTime); }).observe($("plot"));
 new ResizeObserver(() => drawBoxes(video.currentTime)).observe(video);
+matchMedia("(max-width: 760px)").addEventListener("change", () => drawTable(true)); // rows are higher in a narrow window
 
 // The video is left out: its own keys would do the same a second time.
 document.addEventListener("keydown", (event) => {
@@ -597,7 +621,7 @@ document.addEventListener("keydown", (event) => {
     ArrowLeft: () => seek(video.currentTime - step),
     ArrowRight: () => seek(video.currentTime + step),
     Home: () => seek(0),
-    End: () => seek(duration),
+    End: () => seek(data.duration),
     ",": () => seek(neighbour(i, -1)),
     ".": () => seek(neighbour(i, 1)),
   };
@@ -617,7 +641,7 @@ function neighbour(i, direction) {
 }
 
 $("title").textContent = data.video;
-$("model").textContent = data.model;
+$("model").textContent = $("model").title = data.model;
 $("notice").hidden = !data.notice;
 $("notice").textContent = data.notice && `Untrained model: ${data.notice}.`;
 $("notes").hidden = !data.notes.length;
@@ -634,6 +658,6 @@ $("tabs").replaceChildren(...sections.map((each, number) => {
   return tab;
 }));
 readTheme();
-setTheme();
+setTheme(rememberedTheme());
 choose(sections[0]);
 loadVideo();

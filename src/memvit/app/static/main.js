@@ -2,21 +2,16 @@
 
 import { Camera, openCamera } from "./camera.js";
 import { initKeys } from "./keys.js";
-import { askJson } from "./server.js";
+import { askJson, pause } from "./server.js";
 import { initTheme } from "./theme.js";
 import { initChoice, objection, send } from "./upload.js";
 import { Watch, stateOf } from "./watch.js";
 import { $, count, size, span } from "./words.js";
 
 let about = null, upload = null;
+let turn = 0; // grows whenever something else is to be shown: what was asked for before is not shown any more
 
-const watch = new Watch({
-  alert: showAlert,
-  removed: (sentence) => {
-    goToStart();
-    showTold(sentence);
-  },
-});
+const watch = new Watch({ alert: showAlert, removed: leaveGone });
 
 function showAlert(sentence) {
   $("alert").hidden = !sentence;
@@ -42,7 +37,16 @@ function goToStart() {
   showAlert("");
 }
 
+// There is nothing under this address any more: "Back" must not come to it again.
+function leaveGone(sentence) {
+  history.replaceState(null, "", location.pathname + location.search);
+  showStart();
+  showAlert("");
+  showTold(sentence);
+}
+
 function showStart() {
+  turn++;
   upload?.cancel();
   upload = null;
   watch.close();
@@ -64,7 +68,8 @@ async function beginFile(file) {
   upload = mine;
   watch.showSending(file.name, 0);
   try {
-    await begun(await mine.done, { file }, () => upload === mine);
+    const id = await mine.done;
+    if (upload === mine) await begun(id, { file });
   } catch (error) {
     if (upload !== mine) return; // cancelled
     goToStart();
@@ -76,6 +81,7 @@ async function beginFile(file) {
 async function beginCamera() {
   showAlert("");
   $("camera").disabled = true;
+  const mine = ++turn;
   let stream = null, camera = null;
   try {
     stream = await openCamera(about.camera.height);
@@ -89,7 +95,7 @@ async function beginCamera() {
         watch.stop();
       },
     });
-    await begun(id, { camera });
+    if (turn !== mine || !await begun(id, { camera })) camera.abandon();
   } catch (error) {
     camera?.abandon();
     stream?.getTracks().forEach((track) => track.stop());
@@ -101,41 +107,66 @@ async function beginCamera() {
 async function beginSource(event) {
   event.preventDefault();
   showAlert("");
-  const source = $("source").value.trim();
+  const source = $("source").value.trim(), button = $("sourceForm").querySelector("button");
   if (!source) return;
+  button.disabled = true; // with it, Enter in the field does nothing either
+  const mine = ++turn;
   try {
-    await begun((await askJson("api/jobs/source", { method: "POST", data: { source, compare: isCompared() } })).id);
+    const { id } = await askJson("api/jobs/source", { method: "POST", data: { source, compare: isCompared() } });
+    if (turn === mine) await begun(id);
   } catch (error) {
     showAlert(error.message);
   }
+  button.disabled = false;
 }
 
-// The server has taken it: from here on the address of the page names it, unless the visitor is elsewhere by now.
-async function begun(id, own = {}, isWanted = () => true) {
-  const state = await stateOf(id);
-  if (!isWanted()) return;
+// The server has taken it: from here on the address of the page names it, so that it is found again whatever happens.
+function begun(id, own) {
   history.pushState(null, "", `#job=${encodeURIComponent(id)}`);
-  showMain("watch");
-  watch.open(state, own);
+  return openJob(id, own);
 }
 
 async function openAddress() {
   const id = idInAddress();
   if (id && id === watch.id) return;
   showStart();
-  if (!id) return;
+  if (id) await openJob(id);
+}
+
+// Shows what the server has under an id, as soon as it can be reached; false: it has nothing, or that is not wanted any more.
+async function openJob(id, own = {}) {
+  const mine = ++turn;
+  // A proxy in front answers with 502 and the like while the server is away.
+  const isWorthIt = ({ status }) => turn === mine && (status < 400 || status >= 500);
   try {
-    const state = await stateOf(id);
-    if (idInAddress() !== id) return;
+    const state = await patiently(() => stateOf(id), isWorthIt);
+    if (turn !== mine) return false;
     showAlert("");
     showMain("watch");
-    watch.open(state);
+    watch.open(state, own);
+    return true;
   } catch (error) {
+    if (turn !== mine) return false;
     if (error.status === 404) {
-      goToStart();
-      showTold("These results were removed.");
+      leaveGone(error.message);
     } else {
+      showStart();
       showAlert(error.message);
+    }
+    return false;
+  }
+}
+
+// Asks again and again, for as long as that is worth it.
+async function patiently(question, isWorthIt = () => true) {
+  for (let pause_s = 1; ; pause_s = Math.min(2 * pause_s, 15)) {
+    try {
+      return await question();
+    } catch (error) {
+      if (!isWorthIt(error)) throw error;
+      showAlert(`${error.message} Trying again…`);
+      await pause(pause_s);
+      if (!isWorthIt(error)) throw error;
     }
   }
 }
@@ -145,7 +176,7 @@ async function openAddress() {
 function describe() {
   const { limits, heads, memory, reach_s, clip_s, anticipation_s } = about;
   watch.about = about;
-  $("model").textContent = about.model;
+  $("model").textContent = $("model").title = about.model; // of a long name, the page shows as much as fits
   $("notice").hidden = !about.notice;
   $("notice").textContent = about.notice && `Untrained model: ${about.notice}.`;
   const long = limits.duration_s ? ` and ${span(limits.duration_s)}` : "";
@@ -167,14 +198,7 @@ function describe() {
 }
 
 async function begin() {
-  for (let pause_s = 1; about === null; pause_s = Math.min(2 * pause_s, 15)) {
-    try {
-      about = await askJson("api/about");
-    } catch (error) {
-      showAlert(`${error.message} Trying again…`);
-      await new Promise((ready) => setTimeout(ready, 1000 * pause_s));
-    }
-  }
+  about = await patiently(() => askJson("api/about"));
   showAlert("");
   describe();
   await openAddress();

@@ -1,4 +1,5 @@
-// What a visitor should know meanwhile: a lost connection, pictures that were left out, what is damaged of a video.
+// What a visitor should know meanwhile: a lost connection, a stream that the server has lost, pictures that were left out, what
+// is damaged of a video.
 
 import { $ } from "./words.js";
 
@@ -9,15 +10,15 @@ export class Notices {
 
   clear() {
     this.lost = new Set();
-    this.message = this.dropped = "";
+    this.trouble = this.message = this.dropped = "";
     this.show();
   }
 
-  // who: one of several connections; what: becomes of what was on its way.
+  // who: one of several connections; what: more to say of it.
   setLost(who, isLost, what) {
     if (isLost) this.lost.add(who);
     else this.lost.delete(who);
-    if (isLost) $("connection").textContent = `The connection to the server is lost; trying again. ${what}`;
+    if (isLost) $("connection").textContent = `The connection to the server is lost; trying again.${what}`;
     this.show();
   }
 
@@ -27,13 +28,19 @@ export class Notices {
     this.show();
   }
 
+  // Of what the server reads; "" once all is well.
+  setTrouble(trouble) {
+    this.trouble = trouble;
+    this.show();
+  }
+
   setMessage(message) {
     this.message = message;
     this.show();
   }
 
   show() {
-    const sentences = [this.message, this.dropped].filter(Boolean);
+    const sentences = [this.trouble, this.message, this.dropped].filter(Boolean);
     $("connection").hidden = this.lost.size === 0;
     $("note").hidden = sentences.length === 0;
     $("note").textContent = sentences.join(" ");

@@ -52,7 +52,7 @@ export class Results {
     $("making").hidden = false;
     $("making").textContent = "Making the report; it is saved as soon as it is ready…";
     try {
-      const response = await ask(address(state.id, `/files/${encodeURIComponent(name)}`));
+      const response = await ask(address(state.id, `/files/${encodeURIComponent(name)}`), { isLong: true });
       const link = element("a"), blob = URL.createObjectURL(await response.blob());
       link.href = blob;
       link.download = `${state.name.replace(/\.[^.]*$/, "")} ${name}`;

@@ -1,6 +1,6 @@
 // Sends a camera's pictures: one request at a time is on its way, pictures taken meanwhile wait, and the oldest give way.
 
-import { address, ask } from "./server.js";
+import { address, ask, pause } from "./server.js";
 
 const MOST_WAITING = 32, PAUSES_S = [1, 2, 4], PATIENCE_S = 60;
 const TOO_LATE = "The server could not be reached for a minute, so the camera was stopped.";
@@ -64,14 +64,14 @@ export class PictureSender {
           return;
         }
         this.on.lost();
-        await new Promise((ready) => setTimeout(ready, 1000 * PAUSES_S[Math.min(attempt, PAUSES_S.length - 1)]));
+        await pause(PAUSES_S[Math.min(attempt, PAUSES_S.length - 1)]);
       }
     }
   }
 
   // Sends what waits, for so long at most, and no more after that.
   async finish(limit_s) {
-    await Promise.race([this.work, new Promise((ready) => setTimeout(ready, 1000 * limit_s))]);
+    await Promise.race([this.work, pause(limit_s)]);
     this.close();
   }
 

@@ -37,6 +37,7 @@ export class Timeline {
     this.isLive = isLive;
     this.isZoomed = this.showsAll = this.isCompared = false;
     this.length_s = this.recognised_s = 0;
+    this.isGrowing = false;
     this.view = [0, 1];
     this.rows = null;
     this.t = 0;
@@ -53,10 +54,11 @@ export class Timeline {
     this.redraw();
   }
 
-  // length_s: as far as it is known; recognised_s: what is after it will follow.
-  setLength(length_s, recognised_s) {
+  // length_s: as far as it is known; recognised_s: what is after it will follow; isGrowing: nobody knows how long it will be.
+  setLength(length_s, recognised_s, isGrowing) {
     this.length_s = length_s;
     this.recognised_s = recognised_s;
+    this.isGrowing = isGrowing;
     this.changed();
   }
 
@@ -107,7 +109,7 @@ export class Timeline {
 
   // All of a video; of what is live, the newest two minutes.
   showUsual() {
-    const end_s = this.isLive ? Math.max(this.duration_s, 20) : this.duration_s;
+    const end_s = this.isLive || this.isGrowing ? Math.max(this.duration_s, 20) : this.duration_s;
     this.view = [this.isLive ? Math.max(end_s - LIVE_SPAN_S, 0) : 0, end_s];
   }
 

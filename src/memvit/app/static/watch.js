@@ -13,6 +13,8 @@ import { $, element, percent, stateSentence } from "./words.js";
 const ENDS = ["complete", "partial", "stopped", "failed"];
 const REFRESH_MS = 30;
 const UNPLAYABLE = "This browser cannot play this kind of video. It is recognised all the same.";
+const COMING = "The newest picture appears here.", NOT_KEPT = "Live pictures are not kept.";
+const OVER = "These results were removed.";
 
 export class Watch {
   // on: { alert(sentence), removed(sentence): there is nothing to watch any more }.
@@ -31,7 +33,7 @@ export class Watch {
       measured: () => this.showLength(),
       unplayable: () => this.stage.show("sentence", UNPLAYABLE),
     });
-    this.results = new Results({ gone: () => this.remove(), failed: on.alert });
+    this.results = new Results({ gone: () => on.removed(OVER), failed: on.alert });
     $("newest").addEventListener("click", () => {
       this.player.setFollowing(true);
       this.player.follow(this.recognised.end_s);
@@ -39,6 +41,7 @@ export class Watch {
     $("stop").addEventListener("click", () => this.stop());
     $("remove").addEventListener("click", () => this.removeAll());
     $("compared").addEventListener("change", () => this.choose(this.section));
+    document.addEventListener("visibilitychange", () => this.restUnseen());
     addEventListener("pagehide", () => {
       if (this.camera) navigator.sendBeacon(address(this.id, "/stop"));
     });
@@ -55,6 +58,12 @@ export class Watch {
   // What is known of it first: the browser may know the length of a video before the server does.
   get length_s() {
     return Math.max(this.state?.total_s ?? 0, this.recognised.end_s, this.isLive ? 0 : this.player.length_s);
+  }
+
+  // The same where the whole of it is known; 0 while nobody knows: of what is live, and of files that do not say.
+  get whole_s() {
+    if (this.isLive) return 0;
+    return this.isDone || this.state?.total_s || this.player.length_s ? this.length_s : 0;
   }
 
   // A file is about to be sent: it can be seen at once.
@@ -92,17 +101,23 @@ export class Watch {
       clip: (clip, id) => this.takeClip(clip, id),
       lost: () => this.setLost("events", true),
       found: () => this.setLost("events", false),
-      removed: () => this.remove(),
+      removed: (sentence) => this.on.removed(sentence),
     });
+    this.restUnseen();
+  }
+
+  // A browser has six connections to a server for all its tabs: one that nobody sees leaves its own to the others. What is live
+  // is followed all the same, since the server ends it when nobody does.
+  restUnseen() {
+    if (!this.isLive) this.events?.setResting(document.hidden);
   }
 
   // What there is to be seen, other than a file of the visitor's own.
   openStage() {
     const hasVideo = this.state.has_video && !this.isLive;
-    const missing = this.isDone ? "Live pictures are not kept." : "The newest picture appears here.";
     if (this.camera) this.stage.show("camera");
     else if (hasVideo) this.stage.show("video");
-    else this.stage.show("sentence", this.isLive ? missing : "The video is not here any more.");
+    else this.stage.show("sentence", this.isLive ? COMING : "The video is not here any more.");
     this.player.open(hasVideo ? address(this.id, "/video") : null);
     this.player.setFollowing(!this.isDone);
   }
@@ -152,9 +167,11 @@ export class Watch {
       if (state.state === "failed" && state.message) this.on.alert(state.message);
     }
     this.notices.setMessage(state.state === "failed" ? "" : state.message ?? "");
+    this.notices.setTrouble(this.isDone ? "" : state.trouble ?? "");
     this.closeIfAll();
     if (this.isDone) {
       this.results.show(state);
+      if (this.stage.sentence === COMING) this.stage.show("sentence", NOT_KEPT);
       if (this.camera) this.endCamera();
     }
     this.showLength();
@@ -187,8 +204,7 @@ export class Watch {
   }
 
   setLost(who, isLost) {
-    const what = this.camera ? "The newest pictures wait here." : "Nothing of what was recognised is lost.";
-    this.notices.setLost(who, isLost, what);
+    this.notices.setLost(who, isLost, this.camera ? " The newest pictures wait here." : "");
   }
 
   async stop() {
@@ -220,13 +236,9 @@ export class Watch {
       await ask(address(this.id), { method: "DELETE" });
       this.on.removed("Everything of it was removed from the server.");
     } catch (error) {
-      if (error.status === 404) this.remove();
+      if (error.status === 404) this.on.removed(error.message);
       else this.on.alert(error.message);
     }
-  }
-
-  remove() {
-    this.on.removed("These results were removed.");
   }
 
   // ---- what is shown --------------------------------------------------------------------------------------------------------
@@ -238,7 +250,7 @@ export class Watch {
   moved(t) {
     this.timeline.move(t, this.player.isFollowing || !this.player.video.paused);
     this.moment.show(t, {
-      length_s: this.isLive ? 0 : this.length_s,
+      length_s: this.whole_s,
       end_s: this.recognised.end_s,
       isDone: this.isDone,
       isCompared: this.isCompared,
@@ -279,18 +291,16 @@ export class Watch {
   }
 
   showProgress() {
-    const done_s = Math.max(this.state.done_s, this.recognised.end_s), { length_s } = this;
-    $("state").textContent = stateSentence({
-      ...this.state, done_s, total_s: this.isLive ? null : length_s, num_clips: this.recognised.num_clips,
-    });
+    const done_s = Math.max(this.state.done_s, this.recognised.end_s), { whole_s } = this;
+    $("state").textContent = stateSentence({ ...this.state, done_s, total_s: whole_s, num_clips: this.recognised.num_clips });
     $("progress").hidden = this.isDone;
-    if (this.state.state === "running" && !this.isLive && length_s > done_s) $("progress").value = done_s / length_s;
+    if (this.state.state === "running" && whole_s > done_s) $("progress").value = done_s / whole_s;
     else $("progress").removeAttribute("value");
   }
 
   showLength() {
     const recognised_s = this.isLive || this.isDone ? Infinity : this.recognised.end_s;
-    this.timeline.setLength(this.length_s, recognised_s);
+    this.timeline.setLength(this.length_s, recognised_s, !this.isDone && !this.whole_s);
   }
 
   showButtons() {
