@@ -135,6 +135,7 @@ def test_a_miniature_of_ava_is_trained_resumed_and_tested(
     run = tmp_path / "runs" / "ava" / "version_0"
     validated = [float(row["val/mAP"]) for row in rows_of(run / "metrics.csv") if row["val/mAP"]]
     assert len(validated) == 2
+    assert not any("loss" in name for name in rows_of(run / "metrics.csv")[0] if name.startswith("val/"))
 
     # Killed in the middle and gone on with, it is the same training.
     again = config.with_name("again.yaml")
@@ -152,6 +153,7 @@ def test_a_miniature_of_ava_is_trained_resumed_and_tested(
     test = ["test", "--config", str(config), "--ckpt_path", "last"]
     assert main([*test, "--model.detections", str(found)]) == 0
     printed = capsys.readouterr().out
+    assert "loss" not in printed  # detected boxes carry no labels
     measured = float(next(line for line in printed.splitlines() if "mAP" in line).split("│")[2].split()[0])
     result = evaluate(root / "val.csv", found, root / "excluded.csv", classes=ACTIONS)
     assert 100 * result["mAP"] == pytest.approx(measured, abs=0.01)
@@ -162,12 +164,31 @@ def test_a_miniature_of_ava_is_trained_resumed_and_tested(
     assert {row[6] for row in scores} == {"12", "14", "80"}
     assert (tmp_path / "out" / "found_classes.png").read_bytes().startswith(b"\x89PNG")
 
-    # However many videos are read at a time.
+    # However many videos are read at a time; a validation, here with the same files, writes what a test does.
     one = tmp_path / "out" / "one.csv"
-    assert main([*test, "--model.detections", str(one), "--data.val_batch_size", "1"]) == 0
+    validate = ["validate", *test[1:], "--data.val_batch_size", "1"]
+    assert main([*validate, "--model.detections", str(one)]) == 0
+    assert (tmp_path / "out" / "one_classes.png").exists()
     assert {tuple(row[:7]): float(row[7]) for row in csv.reader(one.open())} == pytest.approx(
         {tuple(row[:7]): float(row[7]) for row in scores}, abs=1e-5
     )
+
+
+def test_the_best_is_chosen_by_what_is_measured(
+    config: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the loss nor the accuracy of boxes that carry no labels."""
+    fit = ["fit", "--config", str(config), "--trainer.max_epochs", "1"]
+    one_action = ["--data.multi_label", "false"]
+    for split in ("train", "val"):
+        of_box = {line.rsplit(",", 2)[0]: line for line in (root / f"{split}.csv").read_text().splitlines()}
+        (tmp_path / f"{split}.csv").write_text("\n".join(of_box.values()))
+        one_action += [f"--data.{split}", str(tmp_path / f"{split}.csv")]
+    assert main([*fit, *one_action]) == 0
+    assert "best val/mAP: " in capsys.readouterr().err
+    assert main([*fit, "--run.monitor", "val/loss"]) == 1
+    assert "run.monitor='val/loss' is not measured; metrics are val/mAP" in capsys.readouterr().err
+    assert (tmp_path / "runs" / "ava" / "version_1" / "checkpoints" / "last.ckpt").is_file()  # nothing is lost
 
 
 def test_mirrored_clips_are_measured_as_well(config: Path, tmp_path: Path) -> None:

@@ -75,6 +75,22 @@ def test_runs_are_numbered_and_the_newest_with_a_checkpoint_is_last(tmp_path: Pa
         find_checkpoint("nowhere.ckpt", experiment)
 
 
+def test_the_best_of_an_older_run_is_not_taken_for_that_of_the_newest(tmp_path: Path) -> None:
+    folders = [tmp_path / f"version_{number}" / "checkpoints" for number in range(3)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for path in (folders[0] / "last.ckpt", folders[0] / "best.ckpt"):
+        path.touch()
+    assert find_checkpoint("best", tmp_path) == folders[0] / "best.ckpt"  # the others were killed before their first
+    (folders[1] / "last.ckpt").touch()
+    with pytest.raises(FileNotFoundError, match=r"version_1 has none: it has not been validated.*--ckpt_path last"):
+        find_checkpoint("best", tmp_path)
+    assert find_checkpoint("last", tmp_path) == folders[1] / "last.ckpt"
+    (folders[1] / "last.ckpt").rename(folders[1] / "best.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"version_1/checkpoints/last\.ckpt: no such file; --ckpt_path best"):
+        find_checkpoint("last", tmp_path)
+
+
 def test_the_journal_keeps_every_step_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     journal = Journal(path)

@@ -115,17 +115,17 @@ def test_a_miniature_is_trained_resumed_tested_and_submitted(
     ]
     assert losses[0] == losses[1]
 
-    # What a test prints is what its submission is worth, however many videos are read at a time.
+    # What a test, or a validation, prints is what its submission is worth, however many videos are read at a time.
     annotations = root / "annotations"
     subsets = {
         "tail_verbs": annotations / "EPIC_100_tail_verbs.csv",
         "tail_nouns": annotations / "EPIC_100_tail_nouns.csv",
         "unseen_participants": annotations / "EPIC_100_unseen_participant_ids_validation.csv",
     }
-    for batch_size in ("1", "2"):
+    for command, batch_size in (("test", "1"), ("validate", "2")):
         capsys.readouterr()
         path = tmp_path / "out" / f"{batch_size}.zip"
-        test = ["test", "--config", str(config), "--ckpt_path", "last", "--data.val_batch_size", batch_size]
+        test = [command, "--config", str(config), "--ckpt_path", "last", "--data.val_batch_size", batch_size]
         assert main([*test, "--model.submission", str(path)]) == 0
         printed = printed_metrics(capsys.readouterr().out)
         submission = read_submission(path)
@@ -152,7 +152,7 @@ def test_a_submission_for_segments_without_classes_is_written(
     assert main(["test", "--config", str(config), "--ckpt_path", "last", "--model.submission", str(path)]) == 0
     submission = read_submission(path)
     assert len(submission.narration_ids) == 2 * SECONDS
-    assert "accuracy" not in capsys.readouterr().out.split("test.zip")[-1]
+    assert capsys.readouterr().out == ""
 
 
 def test_anticipation_with_a_model_that_sees_ahead_is_refused(

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from memvit.datasets.clips import IGNORED, Batch
+from memvit.training.evaluation import Evaluation
 from memvit.training.losses import is_labelled, items_of, labels_of, summed_loss
 
 
@@ -31,6 +32,25 @@ def test_cross_entropy_counts_labelled_items_alone() -> None:
     expected = -logits.log_softmax(-1)[[0, 2], [1, 3]].sum()
     assert count == 2
     assert total.item() == pytest.approx(expected.item())
+
+
+def test_a_measured_loss_is_that_of_the_heads_with_labels() -> None:
+    evaluation = Evaluation((4, 3), multi_label=False)
+    first, second, none = torch.randn(3, 4), torch.randn(2, 4), torch.full((3,), IGNORED)
+    evaluation.update([(first, torch.tensor([1, IGNORED, 3])), (torch.randn(3, 3), none)])
+    evaluation.update([(second, torch.tensor([0, 2])), (torch.randn(2, 3), none[:2])])
+    expected = F.cross_entropy(torch.cat([first[[0, 2]], second]), torch.tensor([1, 3, 0, 2]))
+    assert evaluation.compute()["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert evaluation.num_labelled == 4
+
+    evaluation.update([(first * math.nan, torch.tensor([1, 1, 1])), (torch.randn(3, 3), none)])
+    assert math.isnan(evaluation.compute()["loss"])  # of weights that are broken: to be seen
+    assert evaluation.num_labelled == 7
+
+    evaluation.reset()
+    evaluation.update([(first, none), (torch.randn(3, 3), none)])
+    assert math.isnan(evaluation.compute()["loss"])
+    assert evaluation.num_labelled == 0
 
 
 def test_label_smoothing_is_pytorchs() -> None:

@@ -57,4 +57,8 @@ def test_two_processes_train_as_one_with_the_same_streams(config: Path) -> None:
     memories = [read_checkpoint(folder / "checkpoints" / "last.ckpt")[SECTION]["memory"] for folder in (one, two)]
     assert [len(memory) for memory in memories] == [1, 2]
     for name, tensor in memories[0][0].items():
-        assert torch.allclose(tensor.float(), torch.cat([part[name] for part in memories[1]]).float(), atol=1e-5), name
+        parts = [part[name] for part in memories[1]]
+        if name in ("clip_grid", "kind"):  # what the memory is for, not what is in it
+            assert all(torch.equal(tensor, part) for part in parts), name
+        else:
+            assert torch.allclose(tensor.float(), torch.cat(parts).float(), atol=1e-5), name

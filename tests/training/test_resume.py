@@ -92,11 +92,14 @@ def test_another_configuration_is_refused_before_anything_is_changed(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
-def test_a_best_checkpoint_goes_on_in_a_run_of_its_own(config: Path, tmp_path: Path) -> None:
+def test_a_best_checkpoint_goes_on_in_a_run_of_its_own(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["fit", "--config", str(config), "--run.checkpoint_every_n_steps=0"]
     assert main([*arguments, "--trainer.max_epochs=1"]) == 0
     assert main([*arguments, "--ckpt_path", "best"]) == 0
     first, second = sorted((tmp_path / "runs" / "tiny").iterdir())
+    assert f"going on from {first}/checkpoints/best.ckpt\n" in capsys.readouterr().err
     before, after = ((folder / "metrics.csv").read_text().splitlines() for folder in (first, second))
     assert after[: len(before)] == before
     assert len(after) == 2 * (len(before) - 1) + 1

@@ -20,6 +20,11 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def _accuracy(rows: list[dict[str, str]]) -> float:
+    right = [row["label"] == row["predicted"] for row in rows if row["label"]]
+    return sum(right) / len(right)
+
+
 def test_the_general_help_names_training_without_waiting_for_pytorch() -> None:
     code = "import sys, memvit.cli\ntry: memvit.cli.main(['--help'])\nfinally: print({'lightning', 'torch'} & set(sys.modules))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -47,7 +52,9 @@ def test_training_ends_with_a_model_that_predicts(
     config: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["fit", "--config", str(config)]) == 0
+    predictions = tmp_path / "deep" / "predictions.csv"
+    assert main(["fit", "--config", str(config), "--model.predictions", str(predictions)]) == 0
+    assert not predictions.parent.exists()
     report = capsys.readouterr().err
     run = tmp_path / "runs" / "tiny" / "version_0"
     assert "5 videos to train on, 2 to validate with; 3 classes per clip" in report
@@ -69,20 +76,25 @@ def test_training_ends_with_a_model_that_predicts(
 
     # What training validated is what `validate` measures, from the checkpoint and from the model.
     best = max(float(row["val/top1"]) for row in _rows(run / "metrics.csv") if row["val/top1"])
-    for source in (["--ckpt_path", "best"], ["--model.weights", str(run / "model")]):
+    measured = {"--ckpt_path best": run / "checkpoints" / "best.ckpt", f"--model.weights {run}/model": run / "model"}
+    for source, told in measured.items():
         capsys.readouterr()
-        assert main(["validate", "--config", str(config), *source]) == 0
-        assert f"top1                │ {best:.4g} %" in capsys.readouterr().out
+        validate = ["validate", "--config", str(config), *source.split()]
+        assert main([*validate, "--model.predictions", str(predictions)]) == 0
+        printed = capsys.readouterr()
+        assert f"top1                │ {best:.4g} %" in printed.out
+        assert f"measuring {told}\n" in printed.err
+        rows = _rows(predictions)
+        assert {row["video"] for row in rows} == {"val0.mp4", "val1.mp4"}
+        assert 100 * _accuracy(rows) == pytest.approx(best, abs=0.01)
 
-    predictions = tmp_path / "deep" / "predictions.csv"
     saved = str(run / "config.yaml")
     arguments = ["test", "--config", saved, "--ckpt_path", "last", "--model.predictions", str(predictions)]
     assert main(arguments) == 0
     top1 = float(next(line for line in capsys.readouterr().out.splitlines() if "top1" in line).split("│")[2].split()[0])
     rows = _rows(predictions)
     assert [row["start_s"] for row in rows if row["video"] == "test0.mp4"] == ["0.0", "0.5", "1.0", "1.5"]
-    right = [row["label"] == row["predicted"] for row in rows if row["label"]]
-    assert 100 * sum(right) / len(right) == pytest.approx(top1, abs=0.01)
+    assert 100 * _accuracy(rows) == pytest.approx(top1, abs=0.01)
     assert all(1 / 3 <= float(row["score"]) <= 1 for row in rows)
 
 
@@ -95,6 +107,52 @@ def test_a_training_starts_from_a_model_with_other_classes(config: Path, tmp_pat
     listing = (tmp_path / "runs" / "tiny" / "version_1" / "weights.txt").read_text()
     assert "new: 4" in listing
     assert "head.projection.1.weight" in listing
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (
+            "--trainer.check_val_every_n_epoch=2",
+            "nothing was validated in 2 steps: --trainer.val_check_interval is 1.0, --trainer.check_val_every_n_epoch 2",
+        ),
+        ("--trainer.limit_val_batches=0", "nothing was validated: --trainer.limit_val_batches is 0"),
+        ("--data.val=null", "there is nothing to validate with"),
+    ],
+)
+def test_a_run_without_validation_says_that_it_has_no_best(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, why: str
+) -> None:
+    quick = ["--config", str(config), "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+    assert main(["fit", *quick]) == 0
+    assert "no best" not in capsys.readouterr().err
+    assert main(["fit", *quick, options]) == 0
+    assert f"no best checkpoint, as {why}; the model is the last state" in capsys.readouterr().err
+    # The run before has one, which is another's.
+    validate = ["validate", "--config", str(config), "--ckpt_path"]
+    assert main([*validate, "best"]) == 1
+    error = capsys.readouterr().err
+    newest = tmp_path / "runs" / "tiny" / "version_1"
+    assert f"error: --ckpt_path best: {newest} has none: it has not been validated yet" in error
+    assert main([*validate, "last"]) == 0
+    assert f"measuring {newest}/checkpoints/last.ckpt" in capsys.readouterr().err
+
+
+def test_nothing_is_measured_where_nothing_is_labelled(
+    config: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns, *segments, last = (dataset / "val.csv").read_text().splitlines()
+    late = tmp_path / "late.csv"
+    late.write_text("\n".join([columns, *(f"{segment.rpartition(',')[0]}," for segment in segments), last]))
+    options = ["--config", str(config), "--data.val", str(late), "--trainer.limit_val_batches=1"]
+    assert main(["fit", *options, "--trainer.max_epochs=1"]) == 0
+    printed = capsys.readouterr()
+    assert "nan" not in printed.err
+    assert "no best checkpoint, as no validation gave a number" in printed.err
+    assert main(["validate", *options, "--ckpt_path", "last"]) == 0
+    printed = capsys.readouterr()
+    assert "nothing is labelled, so nothing is measured" in printed.err
+    assert printed.out == ""
 
 
 def test_videos_that_cannot_be_read_are_counted(
@@ -155,12 +213,16 @@ def test_the_configurations_that_come_along_are_understood(capsys: pytest.Captur
         assert "class_path: memvit.training." in capsys.readouterr().out
 
 
-def test_ctrl_c_is_130_and_says_how_to_go_on(config: Path) -> None:
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [(4, "--ckpt_path last goes on from the last checkpoint"), (1, "no checkpoint yet: start it anew")],
+)
+def test_ctrl_c_is_130_and_says_how_to_go_on(config: Path, step: int, says: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    callback = ["--trainer.callbacks+=training.tiny_data.InterruptAt", "--trainer.callbacks.step=4"]
+    callback = ["--trainer.callbacks+=training.tiny_data.InterruptAt", f"--trainer.callbacks.step={step}"]
     command = [sys.executable, "-m", "memvit", "fit", "--config", str(config), *callback]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 130, ended.stderr
-    assert "--ckpt_path last goes on" in ended.stderr
+    assert f"version_0: {says}\n" in ended.stderr
     assert ended.stderr.splitlines()[-1] == "interrupted"
     assert "Traceback" not in ended.stderr

@@ -162,6 +162,7 @@ class Checkpoints(Checkpoint):
         self.monitor = monitor
         self.best_score: float | None = None
         self.best_step: int | None = None
+        self.has_validated = False  # since this process began
         self._saved_step = -1
 
     @property
@@ -181,8 +182,8 @@ class Checkpoints(Checkpoint):
         return {"monitor": self.monitor, "best_score": self.best_score, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what was best, if it was measured by the same metric."""
-        if self.monitor in (None, state_dict["monitor"]):
+        """Restores what was best, if anything was, and by the same metric."""
+        if state_dict["best_score"] is not None and self.monitor in (None, state_dict["monitor"]):
             self.monitor = state_dict["monitor"]
             self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
 
@@ -198,26 +199,36 @@ class Checkpoints(Checkpoint):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves, and tells whether this is the best so far."""
+        """Saves, and tells whether this is the best so far.
+
+        Raises:
+            ValueError: what is monitored is not measured; the checkpoint has been saved.
+        """
         if trainer.state.fn != TrainerFn.FITTING:
             return
         metrics = trainer.callback_metrics
-        if self.monitor is None:
-            self.monitor = next(name for name in DEFAULT_MONITORS if name in metrics)
-        if self.monitor not in metrics:
-            known = ", ".join(name for name in metrics if name.startswith("val/"))
-            raise ValueError(f"run.monitor={self.monitor!r} is not measured; metrics are {known}")
         if trainer.sanity_checking:  # a wrong name shows before hours of training
+            self._check_monitor(metrics)
             return
-        value, before = float(metrics[self.monitor]), self.best_score
-        lower_is_better = "loss" in self.monitor
-        is_best = before is None or (value < before if lower_is_better else value > before)
+        self.has_validated = True
+        if self.monitor is None:  # not before: what is not measured here may have a name in a sanity check
+            self.monitor = next((name for name in DEFAULT_MONITORS if name in metrics), None)
+        name = self.monitor or ""
+        value, before = float(metrics.get(name, math.nan)), self.best_score
+        is_best = before is None or (value < before if "loss" in name else value > before)
         is_best = is_best and not math.isnan(value)
         if is_best:
             self.best_score, self.best_step = value, trainer.global_step
         self._save(trainer)
         if is_best and trainer.is_global_zero:
             _link(self.folder / LAST, self.folder / BEST)
+        self._check_monitor(metrics)
+
+    def _check_monitor(self, metrics: Mapping[str, Any]) -> None:
+        if self.monitor is not None and self.monitor not in metrics:
+            known = ", ".join(name for name in metrics if name.startswith("val/"))
+            there_are = f"metrics are {known}" if known else "nothing is, as nothing that is validated is labelled"
+            raise ValueError(f"run.monitor={self.monitor!r} is not measured; {there_are}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves after an epoch that no validation ended."""

@@ -22,7 +22,15 @@ from memvit.cli import TRAINING_COMMANDS
 from memvit.commands.process import keep_freed_memory
 from memvit.commands.terminal import say
 from memvit.training.averaging import WeightAverage
-from memvit.training.checkpoints import FOLDER, SECTION, AtomicCheckpointIO, Checkpoints, check_same, read_checkpoint
+from memvit.training.checkpoints import (
+    FOLDER,
+    LAST,
+    SECTION,
+    AtomicCheckpointIO,
+    Checkpoints,
+    check_same,
+    read_checkpoint,
+)
 from memvit.training.data import VideoData
 from memvit.training.journal import FILE as JOURNAL_FILE
 from memvit.training.journal import JournalCallback
@@ -37,8 +45,9 @@ from memvit.training.weights import class_names_of
 logger = logging.getLogger(__name__)
 
 CKPT_PATH_HELP = (
-    "a checkpoint of a run, or last or best of the newest run of this --run.name. fit continues it, in place if it is the run's "
-    "last, and starts anew while there is none; validate and test measure it"
+    "a checkpoint of a run, or last or best of the newest run of this --run.name that has checkpoints; best once it has been "
+    "validated. fit continues it, in place if it is the run's last, and starts anew while there is none; validate and test "
+    "measure it"
 )
 
 TRAINER_DEFAULTS = {
@@ -193,7 +202,8 @@ class TrainingCLI(LightningCLI):
             config["logger"] = False
             if given and self.checkpoint is None:
                 raise FileNotFoundError(
-                    f"--ckpt_path {given}: no run in {options.experiment} has one; check --run.name"
+                    f"--ckpt_path {given}: no run in {options.experiment} has a checkpoint; check --run.name and "
+                    "--run.directory"
                 )
             files = (self.model.predictions, self.model.detections, self.model.submission)
             callbacks.append(Predictions(*files, self.console))
@@ -254,21 +264,32 @@ class TrainingCLI(LightningCLI):
 
     def fit(self, model: VideoClassifier, **kwargs: Any) -> None:
         """Trains."""
+        if self.checkpoint is not None:
+            logger.info("going on from %s", self.checkpoint)
         try:
             self.trainer.fit(model, ckpt_path=self.checkpoint, **kwargs)
         except SystemExit:  # what Lightning makes of Ctrl-C
             if self.trainer.state.status != "interrupted":
                 raise
-            say(self.console, f"{self.folder}: --ckpt_path last goes on from the last checkpoint")
+            assert self.folder is not None
+            # Without a checkpoint of its own, last would be an older run's.
+            saved = (self.folder / FOLDER / LAST).is_file()
+            how = "--ckpt_path last goes on from the last checkpoint" if saved else "no checkpoint yet: start it anew"
+            say(self.console, f"{self.folder}: {how}")
             raise KeyboardInterrupt from None
 
     def validate(self, model: VideoClassifier, **kwargs: Any) -> None:
         """Measures on the videos that training validates with."""
+        self._tell_what_is_measured()
         self.trainer.validate(model, ckpt_path=self.checkpoint, verbose=False, **kwargs)
 
     def test(self, model: VideoClassifier, **kwargs: Any) -> None:
         """Measures on the test videos."""
+        self._tell_what_is_measured()
         self.trainer.test(model, ckpt_path=self.checkpoint, verbose=False, **kwargs)
+
+    def _tell_what_is_measured(self) -> None:
+        logger.info("measuring %s", self.checkpoint or self.model.weights)
 
     def after_fit(self) -> None:
         """Draws the curves, writes the model and reports."""

@@ -155,7 +155,8 @@ class JournalCallback(Callback):
             return
         self._write(self._losses.flush())
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        self._journal.write({"step": trainer.global_step, "epoch": trainer.current_epoch, **values})
+        if values:
+            self._journal.write({"step": trainer.global_step, "epoch": trainer.current_epoch, **values})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the last step and closes the journal."""

@@ -69,10 +69,10 @@ class VideoClassifier(LightningModule):
             their shapes alone, whatever sizes are validated with.
         record: records forward and backward passes as CUDA graphs, for clips of one size, so that the GPU does not wait for its
             host. Not with compile, activation_checkpointing or boxes; on a CPU nothing changes.
-        predictions: CSV file that `memvit test` writes its predictions to.
-        detections: CSV file that `memvit test` writes the scores of boxes to, in the form of AVA's evaluation; a table and
-            a picture of the classes follow beside it.
-        submission: zip file that `memvit test` writes for the EPIC-KITCHENS-100 challenge of the data's task.
+        predictions: CSV file that `memvit test` and `memvit validate` write their predictions to.
+        detections: CSV file that they write the scores of boxes to, in the form of AVA's evaluation; a picture of the classes
+            follows beside it.
+        submission: zip file that they write for the EPIC-KITCHENS-100 challenge of the data's task.
         test_flip: measures every clip as it is and mirrored, each with a memory of its own, and averages the scores.
         test_crops: 3: `memvit test` reads whole pictures and looks at the squares at both ends and in the middle of the longer
             side, each with a memory of its own, and averages the scores; 1: at the middle, or at all with data.keep_aspect.
@@ -305,9 +305,9 @@ class VideoClassifier(LightningModule):
         """Starts with empty memories."""
         self._begin("test")
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Counts one clip of every stream."""
-        self._evaluate(batch, "val")
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        """Counts one clip of every stream; returns logits and labels per head as `items`."""
+        return {"items": self._evaluate(batch, "val")}
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[tuple[Tensor, Tensor]]]:
         """Counts one clip of every stream; returns logits and labels per head as `items`."""
@@ -328,15 +328,15 @@ class VideoClassifier(LightningModule):
             return KeyframeDetections(config.head.num_classes[0])
         return GroupScores(config.head.num_classes) if isinstance(dataset, GroupedDataset) else None
 
-    def _measures(self, role: str) -> tuple[Evaluation, KeyframeDetections | GroupScores | None]:
-        """What counts items, and what measures boxes at keyframes, segments or videos."""
+    def measures(self, role: str) -> tuple[Evaluation, KeyframeDetections | GroupScores | None]:
+        """What counts items, and what measures boxes at keyframes, segments or videos, of a role: "val" or "test"."""
         if role == "val":
             return self.val_evaluation, self.val_findings
         return self.test_evaluation, self.test_findings
 
     def _begin(self, role: Literal["val", "test"]) -> None:
         self._memories = {name: memory for name, memory in self._memories.items() if not name.startswith(role)}
-        evaluation, findings = self._measures(role)
+        evaluation, findings = self.measures(role)
         evaluation.reset()
         if findings is not None:
             findings.begin(self.data.dataset(role))  # type: ignore[arg-type]
@@ -345,7 +345,7 @@ class VideoClassifier(LightningModule):
         self._note_failures(batch)
         logits = self(batch, role)
         items = items_of(logits, labels_of(batch))
-        evaluation, findings = self._measures(role)
+        evaluation, findings = self.measures(role)
         evaluation.update(items)
         if findings is not None:
             heads = logits if isinstance(logits, tuple) else (logits,)
@@ -353,15 +353,18 @@ class VideoClassifier(LightningModule):
         return items
 
     def _end(self, role: str) -> None:
-        evaluation, findings = self._measures(role)
+        evaluation, findings = self.measures(role)
         values = evaluation.compute()
+        sanity_checking = self.trainer.sanity_checking  # which is about names, and sees a few clips only
+        if not evaluation.num_labelled and not sanity_checking:
+            values = {}  # as of detected boxes; NaN would read as if the training diverged
         if isinstance(findings, GroupScores):  # clips one by one are not what the data set measures
-            values = {"loss": values["loss"], **findings.compute()}
-            if findings.num_missed and not self.trainer.sanity_checking:
+            values = {name: value for name, value in values.items() if name == "loss"} | findings.compute()
+            if findings.num_missed and not sanity_checking:
                 total = len(findings.num_clips)
                 logger.warning("%d of %d segments or videos were not read and do not count", findings.num_missed, total)
-        elif findings is not None and not self.trainer.sanity_checking:  # which sees a few keyframes only
-            values |= findings.compute()
+        elif findings is not None:
+            values |= {"mAP": torch.tensor(math.nan)} if sanity_checking else findings.compute()
         self.log_dict({f"{role}/{name}": value for name, value in values.items()})
         self._memories = {name: memory for name, memory in self._memories.items() if not name.startswith(role)}
 

@@ -1,4 +1,4 @@
-"""The predictions of a test as a CSV file, and the table of what was measured."""
+"""The predictions of a validation or test as a CSV file, and the table of what was measured."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,9 +30,11 @@ from memvit.training.report import report_failures
 
 logger = logging.getLogger(__name__)
 
+Role = Literal["val", "test"]
+
 
 class Predictions(Callback):
-    """Prints what a validation or test measured, and writes a test's predictions.
+    """Prints what `memvit validate` or `memvit test` measured, and writes their predictions; not for a training.
 
     The file has a row per labelled or unlabelled item: `video,start_s,end_s`, for boxes `x1,y1,x2,y2` (fractions of the
     frame's width and height), then `label,predicted,score` for each head, numbered from 1 where there are several. With
@@ -52,22 +54,42 @@ class Predictions(Callback):
         self.console = console
         self._rows: list[list[Any]] = []
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds out now, not after hours, whether the files can be written."""
+        self._begin(pl_module, "val")
+
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds out now, not after hours, whether the files can be written."""
+        self._begin(pl_module, "test")
+
+    def _begin(self, pl_module: LightningModule, role: Role) -> None:
         self._rows = []
         for path in (self.path, self.detections, self.submission):
             if path is not None:
                 make_directory(path.parent)
         assert isinstance(pl_module, VideoClassifier)
-        if self.detections is not None and not isinstance(pl_module.test_findings, KeyframeDetections):
+        _, findings = pl_module.measures(role)
+        if self.detections is not None and not isinstance(findings, KeyframeDetections):
             raise ValueError(
                 f"model.detections={self.detections}: there are no boxes at keyframes to write; use AvaData, or leave it out"
             )
-        if self.submission is not None and not isinstance(pl_module.data.dataset("test"), EpicKitchensDataset):
+        if self.submission is not None and not isinstance(pl_module.data.dataset(role), EpicKitchensDataset):
             raise ValueError(
                 f"model.submission={self.submission}: there is no challenge to take part in; use EpicKitchensData, or leave "
                 "it out"
             )
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps a batch's predictions."""
+        self._keep(pl_module, outputs, batch)
 
     def on_test_batch_end(
         self,
@@ -79,21 +101,26 @@ class Predictions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keeps a batch's predictions."""
+        self._keep(pl_module, outputs, batch)
+
+    def _keep(self, pl_module: LightningModule, outputs: Any, batch: Batch) -> None:
         if self.path is not None:
             assert isinstance(pl_module, VideoClassifier)
             self._rows += prediction_rows(batch, outputs["items"], pl_module)
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the predictions of all processes, by video and time."""
-        assert isinstance(pl_module, VideoClassifier)
         self._write_predictions(trainer, pl_module)
 
-    def _write_detections(self, path: Path, trainer: Trainer, module: VideoClassifier) -> None:
-        assert isinstance(module.test_findings, KeyframeDetections)
-        found = module.test_findings.gathered()
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the predictions of all processes, by video and time."""
+        self._write_predictions(trainer, pl_module)
+
+    def _write_detections(self, path: Path, trainer: Trainer, findings: KeyframeDetections) -> None:
+        found = findings.gathered()
         if not trainer.is_global_zero:
             return
-        result, dataset = module.test_findings.result, module.test_findings.dataset
+        result, dataset = findings.result, findings.dataset
         assert result is not None
         assert dataset is not None
         num_rows = write_detections(path, found)
@@ -101,9 +128,8 @@ class Predictions(Callback):
         save_class_picture(result, picture, names=dataset.class_names)
         say(self.console, f"{num_rows} scores of {len(found.videos)} boxes: {path}; the classes: {picture}")
 
-    def _write_submission(self, path: Path, trainer: Trainer, module: VideoClassifier) -> None:
-        findings, dataset = module.test_findings, module.data.dataset("test")
-        assert isinstance(findings, GroupScores)
+    def _write_submission(self, path: Path, trainer: Trainer, findings: GroupScores) -> None:
+        dataset = findings.dataset
         assert isinstance(dataset, EpicKitchensDataset)
         scores, answered = findings.gathered()
         if not trainer.is_global_zero:
@@ -116,7 +142,8 @@ class Predictions(Callback):
         write_submission(path, challenge, dataset.rows["narration_id"], verbs, nouns)
         say(self.console, f"{dataset.num_groups:,} segments for the challenge: {path}")
 
-    def _write_predictions(self, trainer: Trainer, pl_module: VideoClassifier) -> None:
+    def _write_predictions(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, VideoClassifier)
         if self.path is None:
             return
         everyone: list[list[list[Any]]] = [self._rows]
@@ -132,29 +159,37 @@ class Predictions(Callback):
             writer.writerows(rows)
         say(self.console, f"{len(rows)} predictions: {self.path}")
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes what was found at keyframes, which is evaluated by now, and prints the table."""
-        assert isinstance(pl_module, VideoClassifier)
-        if self.detections is not None:
-            self._write_detections(self.detections, trainer, pl_module)
-        if self.submission is not None:
-            self._write_submission(self.submission, trainer, pl_module)
-        self._print(trainer, pl_module, "test")
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints the table."""
-        self._print(trainer, pl_module, "val")
+        """Writes what was found at keyframes or in segments, which is evaluated by now, and prints the table."""
+        self._end(trainer, pl_module, "val")
 
-    def _print(self, trainer: Trainer, pl_module: LightningModule, role: str) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes what was found at keyframes or in segments, which is evaluated by now, and prints the table."""
+        self._end(trainer, pl_module, "test")
+
+    def _end(self, trainer: Trainer, pl_module: LightningModule, role: Role) -> None:
+        assert isinstance(pl_module, VideoClassifier)
+        _, findings = pl_module.measures(role)
+        if self.detections is not None:
+            assert isinstance(findings, KeyframeDetections)
+            self._write_detections(self.detections, trainer, findings)
+        if self.submission is not None:
+            assert isinstance(findings, GroupScores)
+            self._write_submission(self.submission, trainer, findings)
+        self._print(trainer, pl_module, role)
+
+    def _print(self, trainer: Trainer, pl_module: VideoClassifier, role: Role) -> None:
         if not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, VideoClassifier)
         table = Table("metric", "value")
         for name, value in trainer.callback_metrics.items():
             if name.startswith(f"{role}/"):
                 unit = "" if name == f"{role}/loss" else " %"
                 table.add_row(name.removeprefix(f"{role}/"), f"{float(value):.4g}{unit}")
-        stdout_console().print(table)
+        if table.row_count:
+            stdout_console().print(table)
+        else:
+            say(self.console, "nothing is labelled, so nothing is measured")
         report_failures(pl_module, self.console)
 
 

@@ -135,7 +135,7 @@ class TrainingProgress(ProgressBar):
         elif not trainer.sanity_checking:
             values = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/")}
             text = ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in values.items())
-            self.print(f"step {trainer.global_step}: validation {text}")
+            self.print(f"step {trainer.global_step}: validation {text or 'measures nothing, as nothing is labelled'}")
         self.speed.restart_clock()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -80,6 +80,8 @@ def finish_run(trainer: Trainer, module: VideoClassifier, folder: Path, console:
     draw_curves(folder / JOURNAL_FILE, folder / CURVES_FILE, str(folder))
     if checkpoints is not None and checkpoints.best_score is not None:
         say(console, f"best {checkpoints.monitor}: {checkpoints.best_score:.4g} at step {checkpoints.best_step}")
+    elif checkpoints is not None:
+        say(console, f"no best checkpoint, {_why_no_best(trainer, module, checkpoints)}; the model is the last state")
     progress = next((c for c in callbacks if isinstance(c, TrainingProgress)), None)
     if progress is not None and progress.speed.num_clips:
         speed = progress.speed
@@ -89,6 +91,19 @@ def finish_run(trainer: Trainer, module: VideoClassifier, folder: Path, console:
     say(
         console,
         f"curves: {folder / CURVES_FILE}, numbers: {folder / JOURNAL_FILE}, checkpoints: {folder / 'checkpoints'}",
+    )
+
+
+def _why_no_best(trainer: Trainer, module: VideoClassifier, checkpoints: Checkpoints) -> str:
+    if module.data.dataset("val") is None:
+        return "as there is nothing to validate with"
+    if checkpoints.has_validated:
+        return "as no validation gave a number" + (f" for {checkpoints.monitor}" if checkpoints.monitor else "")
+    if trainer.limit_val_batches == 0:
+        return "as nothing was validated: --trainer.limit_val_batches is 0"
+    return (
+        f"as nothing was validated in {trainer.global_step} steps: --trainer.val_check_interval is "
+        f"{trainer.val_check_interval}, --trainer.check_val_every_n_epoch {trainer.check_val_every_n_epoch}"
     )
 
 

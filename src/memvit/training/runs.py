@@ -64,25 +64,38 @@ def find_checkpoint(given: str, experiment: Path) -> Path | None:
     """The checkpoint that `--ckpt_path` means.
 
     Args:
-        given: a file, or "last" or "best" of the newest run that has one.
+        given: a file, or "last" or "best" of the newest run that has any checkpoint.
         experiment: where to look for those.
 
     Returns:
-        None where there is no last one yet, so that one command line serves to start and to continue.
+        None where no run has any yet, so that one command line serves to start and to continue.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or that run has only the other; an older run's is not what was asked for.
     """
     if given not in ("last", "best"):
         path = Path(given)
         if not path.is_file():
             raise FileNotFoundError(f"--ckpt_path {given}: no such file; give a checkpoint, last or best")
         return path
-    name = {"last": LAST, "best": BEST}[given]
     for run in reversed(versions(experiment)):
-        if (path := run / FOLDER / name).is_file():
+        last, best = run / FOLDER / LAST, run / FOLDER / BEST
+        path, other = (last, best) if given == "last" else (best, last)
+        if path.is_file():
             return path
+        if other.is_file():
+            raise FileNotFoundError(f"--ckpt_path {given}: {_why_missing(path, run)}")
+        # Killed before its first checkpoint.
     return None
+
+
+def _why_missing(path: Path, run: Path) -> str:
+    if path.name == LAST:
+        return f"{path}: no such file; --ckpt_path best takes the best state of {run}"
+    return (
+        f"{run} has none: it has not been validated yet, or no validation gave a number; --ckpt_path last measures its last "
+        "state, or goes on from it"
+    )
 
 
 def run_of(checkpoint: Path) -> Path | None:
