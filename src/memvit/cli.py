@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import os
 import sys
@@ -105,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: for --help, --version and (code 2) arguments that cannot be understood.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a name that cannot be shown is no reason to fail
     if arguments and arguments[0] in TRAINING_COMMANDS:
         return _guarded(lambda: _train(arguments), debug="--debug" in arguments)
     parsed = build_parser().parse_args(arguments)

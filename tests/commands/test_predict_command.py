@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
+import os
+import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +18,7 @@ import torch._inductor.config
 import memvit
 from commands.conftest import Run
 from memvit.commands.terminal import progress_bar
-from memvit.online.results import read_predictions, read_summary
+from memvit.online.results import ClipRecord, ResultWriter, read_predictions, read_summary
 from memvit.online.runs import Progress
 from tiny_models import small_model
 from video.encode import write_video
@@ -320,6 +324,94 @@ def test_a_live_source_is_recognised_until_its_time_is_over(run: Run, live_url: 
     result = read_summary("out/127.0.0.1_camera")
     assert result.end_s == pytest.approx(1.067, abs=0.01)
     assert result.dropped_frames == 0
+
+
+def test_a_run_that_was_cut_short_goes_on(run: Run) -> None:
+    videos = ("data/ok.mp4", "data/one.mp4", "data/damaged.mp4")
+    assert run("predict", *videos[:1], *MODEL)[0] == 0
+    before = Path("out/ok/summary.json").stat().st_mtime_ns
+    code, out, err = run("predict", *videos, *MODEL, "--resume")
+    assert code == 1  # one is damaged
+    assert "1 video was done already in out" in err
+    assert Path("out/ok/summary.json").stat().st_mtime_ns == before
+    assert all(video in out for video in videos)
+    code, _, err = run("predict", *videos, *MODEL, "--resume")
+    assert (code, "3 videos were done already" in err) == (1, True)
+    # What is wanted besides, another model, a video that has changed, or an end that was none: all of these are done again.
+    assert "done already" not in run("predict", videos[0], *MODEL, "--resume", "--overlay")[2]
+    assert "done already" not in run("predict", videos[0], "--model", "memvit_nano", "--out", "out", "--resume")[2]
+    run("predict", "data/one.mp4", *MODEL)
+    summary = Path("out/one/summary.json")
+    os.utime(summary, (0, 0))
+    assert "done already" not in run("predict", "data/one.mp4", *MODEL, "--resume")[2]
+    summary.write_text(summary.read_text().replace('"complete"', '"interrupted"'))
+    assert "done already" not in run("predict", "data/one.mp4", *MODEL, "--resume")[2]
+
+
+def test_results_of_an_earlier_run_are_not_taken_for_those_of_this_one(run: Run) -> None:
+    shutil.copy("data/one.mp4", "k.mp4")
+    run("predict", "k.mp4", *MODEL)
+    Path("k.mp4").write_bytes(b"")
+    code, out, err = run("predict", "k.mp4", *MODEL)
+    assert code == 1
+    assert out == ""
+    assert "k.mp4 is empty" in err
+    assert "warning: out/k still holds the results of an earlier run" in err
+    assert read_summary("out/k").status == "complete"
+
+
+def test_two_runs_do_not_write_into_one_folder(run: Run) -> None:
+    with ResultWriter("out/one", ["a"]) as writer:
+        code, _, err = run("predict", "data/one.mp4", *MODEL)
+        assert code == 1
+        assert "another process is writing its results to out/one" in err
+        writer.write(ClipRecord("x", 0, 0.0, 1.0, ((("b", 1.0),),)))
+    assert [record.video for record in read_predictions("out/one")] == ["x"]
+
+
+def test_results_do_not_take_the_place_of_their_video(run: Run) -> None:
+    Path("overlay").mkdir()
+    shutil.copy("data/one.mp4", "overlay/overlay.mp4")
+    code, _, err = run("predict", "overlay/overlay.mp4", "--model", "data/model", "--out", ".")
+    assert (code, "would take its place" in err) == (1, True)
+    assert Path("overlay/overlay.mp4").read_bytes() == Path("data/one.mp4").read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_no_utf_8_is_written_so_that_it_can_be_read_again(run: Run) -> None:
+    name = os.fsdecode(b"caf\xe9.mp4")
+    shutil.copy("data/one.mp4", name)
+    code, _, err = run("predict", name, *MODEL, "--overlay", "--report")
+    assert (code, "error" in err) == (0, False)
+    folder = Path("out", Path(name).stem)
+    assert read_summary(folder).video == name
+    assert [record.video for record in read_predictions(folder)] == [name]
+    assert "caf\\udce9.mp4" in (folder / "predictions.csv").read_text()
+
+
+def test_a_pipe_is_read_once_and_from_its_beginning(run: Run) -> None:
+    write_video("long.ts", 60, codec="mpeg2video")
+    for options, expected in (((), 0), (("--overlay",), 1), (("--report",), 1)):
+        os.mkfifo("pipe.ts")
+        feeder = threading.Thread(target=_feed, args=("pipe.ts", "long.ts"), daemon=True)
+        feeder.start()
+        code, _, err = run("predict", "pipe.ts", *MODEL, *options)
+        feeder.join(10)
+        os.remove("pipe.ts")
+        assert code == expected, err
+        assert ("pipe.ts is a pipe and cannot be read a second time" in err) == bool(options)
+    assert read_summary("out/pipe").num_frames == 60
+
+
+def _feed(pipe: str, path: str) -> None:
+    with contextlib.suppress(BrokenPipeError), open(pipe, "wb") as file:
+        file.write(Path(path).read_bytes())
+
+
+def test_float16_is_for_gpus(run: Run) -> None:
+    code, _, err = run("predict", "data/one.mp4", *MODEL, "--dtype", "float16", "--device", "cpu")
+    assert code == 1
+    assert err == "error: --dtype float16 needs a GPU: a CPU computes in float32 or bfloat16\n"
 
 
 def test_a_live_source_has_no_overlay_and_no_range(run: Run) -> None:

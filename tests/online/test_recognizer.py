@@ -72,6 +72,29 @@ def test_pushing_frames_and_running_a_source_agree(video: Path) -> None:
     assert pushing.streams == []
 
 
+def test_a_camera_may_be_read_into_one_array_again_and_again() -> None:
+    model, buffer = small_model(), np.empty((32, 32, 3), np.uint8)
+    copied, reused = recognizer(model), recognizer(model)
+    wanted = [p for i in range(64) for p in copied.push(noise(i, 32, 32))]
+    found = []
+    for i in range(64):
+        buffer[:] = noise(i, 32, 32)
+        found += reused.push(buffer)
+    np.testing.assert_array_equal(all_logits(found), all_logits(wanted))
+
+
+def test_a_video_that_is_left_early_does_not_touch_the_next(video: Path) -> None:
+    online = recognizer()
+    expected = list(online.run(VideoReader(video)))
+    for prediction in online.run(VideoReader(video)):
+        if prediction.clip == 2:
+            break
+    state = online.state_dict()
+    np.testing.assert_array_equal(all_logits(list(online.run(VideoReader(video)))), all_logits(expected))
+    online.load_state_dict(state)  # what was left may still be gone on with
+    np.testing.assert_array_equal(all_logits(list(online.run(VideoReader(video)))), all_logits(expected[3:]))
+
+
 def test_clips_follow_one_another_in_time() -> None:
     online = recognizer()
     predictions = [p for i in range(40) for p in online.push(noise(i))] + online.finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.table import Table
 from memvit.commands.inputs import expand, result_names
 from memvit.commands.models import ChosenModel
 from memvit.commands.terminal import progress_bar, reason, say, stdout_console
-from memvit.online.results import UNTRAINED_NOTICE, VideoResult, read_summary
+from memvit.online.results import OVERLAY_FILE, SUMMARY_FILE, UNTRAINED_NOTICE, VideoResult, read_summary
 from memvit.online.runs import OnProgress, VideoSource
 from memvit.report import REPORT_FILE, write_report
 from memvit.video import LiveSource, is_live, open_video, without_password
@@ -79,26 +80,46 @@ class Batch:
         reading: Reading,
         chosen: ChosenModel,
         recognise: Recognise,
+        *,
+        resume: Sequence[str] | None = None,
     ) -> int:
-        """Recognises the videos, results in one folder each under `root`; returns the exit code."""
+        """Recognises the videos, results in one folder each under `root`; returns the exit code.
+
+        Args:
+            sources: the videos.
+            root: folder for the folders of results.
+            reading: how videos are read.
+            chosen: the model.
+            recognise: does it.
+            resume: leave out videos that an earlier run has done, with these files among its results; None: none.
+        """
+        num_done = 0
         for number, (source, name) in enumerate(zip(sources, result_names(sources), strict=True), start=1):
             folder = root / name
+            done = None if resume is None else _result_of_earlier_run(source, folder, chosen.name, resume)
+            if done is not None:
+                self.results.append(done)
+                num_done += 1
+                continue
+            earlier = _changed(folder)
             try:
-                if Path(source).is_dir() and folder.resolve() == Path(source).resolve():
-                    raise ValueError(f"the results of {source} would go among its images: choose another --out")
+                _check_place(source, folder)
                 with reading.open(source) as video, progress_bar(self.console, name) as show:
                     self._warn_if_untrained(chosen)
                     (folder / REPORT_FILE).unlink(missing_ok=True)  # of an earlier run; it would show other results
                     result = recognise(source, video, folder, show)
             except KeyboardInterrupt:
-                return self._interrupted(folder, len(sources) - number)
+                return self._interrupted(folder, earlier, len(sources) - number)
             except Exception as error:
                 self._fail(source, error)
-                self._add_what_is_there(folder)
+                self._add_what_is_there(folder, earlier)
                 continue
             self.results.append(result)
             if not self.console.is_terminal and len(sources) > 1:
                 say(self.console, f"{result.video}: {_clips(result.num_clips)}, {result.speed:.1f}x real time")
+        if num_done:
+            videos = "1 video was" if num_done == 1 else f"{num_done:,} videos were"
+            say(self.console, f"{videos} done already in {root}")
         return self.report()
 
     def report(self) -> int:
@@ -123,16 +144,19 @@ class Batch:
         say(self.console, f"error: {text if name in text else f'{name}: {text}'}", "red")
         logger.debug("where it comes from", exc_info=error)
 
-    def _interrupted(self, folder: Path, num_left: int) -> int:
-        self._add_what_is_there(folder)
+    def _interrupted(self, folder: Path, earlier: float | None, num_left: int) -> int:
+        self._add_what_is_there(folder, earlier)
         num_clips = sum(result.num_clips for result in self.results)
         left = f"; not begun: {num_left} more" if num_left else ""
         say(self.console, f"interrupted: {_clips(num_clips)} written to {folder.parent}{left}", "yellow")
         self.report()
         return INTERRUPTED
 
-    def _add_what_is_there(self, folder: Path) -> None:
-        """Accounts for a video that broke off."""
+    def _add_what_is_there(self, folder: Path, earlier: float | None) -> None:
+        """Accounts for a video that broke off, unless what is there is of an earlier run, whose summary was of that time."""
+        if earlier is not None and _changed(folder) == earlier:
+            say(self.console, f"warning: {folder} still holds the results of an earlier run", "yellow")
+            return
         try:
             self.results.append(read_summary(folder))
         except (ValueError, OSError):
@@ -163,6 +187,39 @@ class Batch:
                 _plain(result.folder),
             )
         return table
+
+
+def _check_place(source: str, folder: Path) -> None:
+    """Refuses results that would overwrite their own video.
+
+    Raises:
+        ValueError: they would.
+    """
+    path, target = Path(source).resolve(), folder.resolve()
+    if path.is_dir() and target == path:
+        raise ValueError(f"the results of {source} would go among its images: choose another --out")
+    if path.is_file() and path.parent == target and path.name in (OVERLAY_FILE, REPORT_FILE):
+        raise ValueError(f"the results of {source} would take its place: choose another --out")
+
+
+def _changed(folder: Path) -> float | None:
+    """When the summary in a folder was written; None: there is none."""
+    try:
+        return (folder / SUMMARY_FILE).stat().st_mtime
+    except OSError:
+        return None
+
+
+def _result_of_earlier_run(source: str, folder: Path, model_name: str, files: Sequence[str]) -> VideoResult | None:
+    """What an earlier run has made of a video, if it came to its end and neither video nor model have changed since."""
+    try:
+        result = read_summary(folder)
+        is_older = not os.path.exists(source) or os.stat(source).st_mtime <= (folder / SUMMARY_FILE).stat().st_mtime
+    except (ValueError, OSError):
+        return None
+    is_same = (result.video, result.model) == (without_password(source), model_name)
+    has_all = all((folder / name).is_file() for name in files)
+    return result if result.status in ("complete", "partial") and is_same and is_older and has_all else None
 
 
 def add_report(result: VideoResult, source: str, image_fps: float, show: OnProgress) -> VideoResult:

@@ -28,6 +28,7 @@ def detect(
     out: str = "detections",
     no_overlay: bool = False,
     report: bool = False,
+    resume: bool = False,
     threshold: float = 0.3,
     topk: int = 5,
     min_score: float = 0.001,
@@ -73,6 +74,8 @@ def detect(
         out: folder for the results.
         no_overlay: leave out overlay.mp4.
         report: write report.html as well, a page with the video and everybody in it, as memvit report does.
+        resume: go on with an earlier run: leave videos as they are that a model of this name has done to their end, with the
+            files wanted now. Other options are not compared.
         threshold: actions with a lower score are not drawn, 0 to 1.
         topk: actions listed per person in detections.jsonl.
         min_score: actions with a lower score are left out of detections.csv. 0 lists all, as AVA's evaluation would have it;
@@ -94,10 +97,12 @@ def detect(
     from memvit.online.box_files import BoxFile
     from memvit.online.boxes import BoxRecognizer
     from memvit.online.detect import check_scores, detect_video
+    from memvit.online.detections import DETECTIONS_FILE
     from memvit.online.detectors import DEFAULT_DETECTOR, check_detector, create_detector
     from memvit.online.persons import DetectedPersons, PersonSource, check_looks
-    from memvit.online.results import VideoResult
-    from memvit.online.runs import OnProgress, VideoSource
+    from memvit.online.results import OVERLAY_FILE, VideoResult
+    from memvit.online.runs import OnProgress, VideoSource, check_second_look
+    from memvit.report import REPORT_FILE
     from memvit.video import ImageFolderReader, LiveSource, VideoReader
     from memvit.video.errors import check_range
 
@@ -112,7 +117,8 @@ def detect(
         raise ValueError(f"--boxes {boxes} needs no detector: leave out --detector and --detector_weights, or --boxes")
     detector = detector or DEFAULT_DETECTOR
     check_detector(detector)
-    target, number_format = choose_device(device), choose_dtype(dtype)
+    target = choose_device(device)
+    number_format = choose_dtype(dtype, target)
     given = None if boxes is None else BoxFile(boxes, first_second)
     chosen = _choose_box_model(model, config, checkpoint, labels)
     recognizer = BoxRecognizer(chosen.model, fps, sampling_rate, dtype=number_format)
@@ -127,6 +133,8 @@ def detect(
         return DetectedPersons(found, every_s=every, detect_fps=detect_fps, min_score=person_score)
 
     def recognise(source: str, video: VideoSource, folder: Path, show: OnProgress) -> VideoResult:
+        if report and not isinstance(video, LiveSource):  # these are refused for all else
+            check_second_look(video, "a report")
         result = detect_video(
             recognizer,
             video,
@@ -144,7 +152,8 @@ def detect(
         )
         return add_report(result, source, image_fps, show) if report else result
 
-    return batch.run(sources, root, Reading(start, end, image_fps), chosen, recognise)
+    files = [DETECTIONS_FILE, *([] if no_overlay else [OVERLAY_FILE]), *([REPORT_FILE] if report else [])]
+    return batch.run(sources, root, Reading(start, end, image_fps), chosen, recognise, resume=files if resume else None)
 
 
 def _choose_box_model(

@@ -180,10 +180,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(name: str) -> torch.dtype:
-    """PyTorch's number format of this name."""
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """PyTorch's number format of this name.
+
+    Raises:
+        ValueError: the device does not compute in it.
+    """
     import torch
 
+    if name == "float16" and device.type == "cpu":
+        raise ValueError("--dtype float16 needs a GPU: a CPU computes in float32 or bfloat16")
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype

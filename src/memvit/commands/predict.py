@@ -19,6 +19,7 @@ def predict(
     out: str = "predictions",
     overlay: bool = False,
     report: bool = False,
+    resume: bool = False,
     topk: int = 5,
     device: str = "auto",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -61,6 +62,8 @@ def predict(
             second time; live sources cannot be.
         report: write report.html as well, a page with the video and what was recognised, as memvit report does. Live sources
             have none.
+        resume: go on with an earlier run: leave videos as they are that a model of this name has done to their end, with the
+            files wanted now. Other options are not compared.
         topk: classes listed per clip and head, and actions per clip.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
         dtype: number format of the forward pass.
@@ -84,8 +87,9 @@ def predict(
     from memvit.models.hub import make_directory
     from memvit.online import OnlineRecognizer
     from memvit.online.predict import predict_video
-    from memvit.online.results import VideoResult
-    from memvit.online.runs import OnProgress, VideoSource
+    from memvit.online.results import OVERLAY_FILE, PREDICTIONS_FILE, VideoResult
+    from memvit.online.runs import OnProgress, VideoSource, check_second_look
+    from memvit.report import REPORT_FILE
     from memvit.video import LiveSource
     from memvit.video.errors import check_range
 
@@ -98,7 +102,8 @@ def predict(
         raise ValueError(f"--topk {topk}: list 1 class per clip or more")
     if max_duration is not None and not max_duration > 0:
         raise ValueError(f"--max_duration {max_duration}: give seconds, more than 0")
-    target, number_format = choose_device(device), choose_dtype(dtype)
+    target = choose_device(device)
+    number_format = choose_dtype(dtype, target)
     root = make_directory(out)
     chosen = choose_model(model, config, checkpoint)
     head_names = chosen.name_classes(labels)
@@ -115,8 +120,8 @@ def predict(
     clip_s = recognizer.grid.num_frames * recognizer.grid.period_s
 
     def recognise(source: str, video: VideoSource, folder: Path, show: OnProgress) -> VideoResult:
-        if report and isinstance(video, LiveSource):
-            raise ValueError(f"{video.name} is live, and a report needs the video: record it and give the file")
+        if report:
+            check_second_look(video, "a report")
         recognizer.max_gap_s = clip_s if isinstance(video, LiveSource) else None  # one that was away begins a new clip
         result = predict_video(
             recognizer,
@@ -132,4 +137,6 @@ def predict(
         )
         return add_report(result, source, image_fps, show) if report else result
 
-    return batch.run(sources, root, Reading(start, end, image_fps, drop, max_attempts), chosen, recognise)
+    reading = Reading(start, end, image_fps, drop, max_attempts)
+    files = [PREDICTIONS_FILE, *([OVERLAY_FILE] if overlay else []), *([REPORT_FILE] if report else [])]
+    return batch.run(sources, root, reading, chosen, recognise, resume=files if resume else None)

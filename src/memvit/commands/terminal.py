@@ -46,7 +46,7 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def log_to(console: Console, debug: bool) -> Iterator[None]:
-    """Shows what the library logs, each message once."""
+    """Shows what the library logs, each message once; what happens to live sources as often as it happens."""
     handler = _OneLine(console)
     logger, live = logging.getLogger("memvit"), logging.getLogger("memvit.video.live")
     before = logger.level, live.level
@@ -88,10 +88,11 @@ class _OneLine(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if record.name == "memvit.video.live" and text.startswith("gave up"):
+        is_live = record.name == "memvit.video.live"
+        if is_live and text.startswith("gave up"):
             return  # comes as an error as well
         if record.levelno >= logging.WARNING:
-            if text in self.seen:
+            if text in self.seen and not is_live:
                 return
             if len(self.seen) < 1000:
                 self.seen.add(text)

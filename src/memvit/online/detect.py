@@ -22,7 +22,16 @@ from memvit.online.detections import (
 )
 from memvit.online.persons import PersonSource
 from memvit.online.results import OVERLAY_FILE, UNTRAINED_NOTICE, VideoResult
-from memvit.online.runs import OnProgress, VideoRun, VideoSource, not_finite, opened, redraw, uninterrupted
+from memvit.online.runs import (
+    OnProgress,
+    VideoRun,
+    VideoSource,
+    check_second_look,
+    not_finite,
+    opened,
+    redraw,
+    uninterrupted,
+)
 from memvit.online.trajectories import Trajectories
 from memvit.video import ImageFolderReader, LiveSource, VideoError, VideoReader
 from memvit.video.box_overlay import BoxOverlayRenderer, PersonBox, Rows, enlargement
@@ -82,6 +91,8 @@ def detect_video(
                 f"{source.name} is live, and people are found in files only: record it and give the file (memvit predict can "
                 "watch live)"
             )
+        if overlay:
+            check_second_look(source, "an overlay")
         run = _Run(source, Path(folder), model_name, untrained, on_progress)
         persons = find_persons(source)
         writer = DetectionWriter(

@@ -25,7 +25,16 @@ from memvit.online.results import (
     VideoResult,
     read_predictions,
 )
-from memvit.online.runs import OnProgress, VideoRun, VideoSource, not_finite, opened, redraw, uninterrupted
+from memvit.online.runs import (
+    OnProgress,
+    VideoRun,
+    VideoSource,
+    check_second_look,
+    not_finite,
+    opened,
+    redraw,
+    uninterrupted,
+)
 from memvit.video import ImageFolderReader, LiveSource, VideoError, VideoReader
 from memvit.video.overlay import OverlayRenderer
 from memvit.video.timeline import Timeline
@@ -83,11 +92,8 @@ def predict_video(
     if topk < 1:
         raise ValueError(f"topk={topk}: list 1 class per clip or more")
     with opened(video) as source:
-        if isinstance(source, LiveSource) and overlay:
-            raise VideoError(
-                f"{source.name} is live and cannot be read a second time for an overlay: record it and recognise the file, or "
-                "leave out the overlay"
-            )
+        if overlay:
+            check_second_look(source, "an overlay")
         run = _Run(recognizer, source, Path(folder), names, topk, model_name, untrained, on_progress, name)
         with ResultWriter(folder, names) as writer, run.accounted(writer):
             run.recognise(writer, max_duration_s)

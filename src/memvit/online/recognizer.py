@@ -15,7 +15,7 @@ from torch import Tensor
 from memvit.models.config import Size3
 from memvit.models.memory import Memory
 from memvit.models.memvit import MeMViT
-from memvit.online.engine import StepEngine
+from memvit.online.engine import StepEngine, evaluating
 from memvit.online.prediction import ClipPrediction
 from memvit.online.state_file import pack_frame, read_state, unpack_frame, write_state
 from memvit.online.stream import ClipGrid, FrameClip, ReadyClip, StreamState
@@ -89,7 +89,7 @@ class OnlineRecognizer:
         ):
             if not value > 0:
                 raise ValueError(f"{name}={value} must be above 0")
-        self.model = model.eval()
+        self.model = evaluating(model)
         self.fps = fps
         self.sampling_rate = sampling_rate
         self.grid = ClipGrid(config.num_frames, stride, sampling_rate / fps)
@@ -105,6 +105,7 @@ class OnlineRecognizer:
         self.transform = ClipTransform(config.crop_size, *channels, keep_aspect=keep_aspect)  # type: ignore[arg-type]
         self._streams: dict[Hashable, StreamState] = {}
         self._samplers: dict[Hashable, TimeSampler[Frame]] = {}
+        self._left: set[Hashable] = set()  # streams whose run was left before its end
 
     @property
     def streams(self) -> list[Hashable]:
@@ -130,7 +131,7 @@ class OnlineRecognizer:
         """Takes the next frame of a stream; gives the predictions of the clips that it completes, mostly none.
 
         Args:
-            frame: a decoded frame, or (H, W, 3) uint8 RGB.
+            frame: a decoded frame, or (H, W, 3) uint8 RGB, which is copied.
             time_s: when it is shown; times of a stream increase. None: frames come `1 / fps` apart.
             stream: any name; a new one starts a stream.
 
@@ -204,8 +205,7 @@ class OnlineRecognizer:
             ready += self._ready(name, self._streams[name].flush())
         predictions = self.recognize(ready)
         for name in streams:
-            self._streams.pop(name, None)
-            self._samplers.pop(name, None)
+            self._end(name)
         return predictions
 
     def forget(self, stream: Hashable = 0) -> None:
@@ -224,6 +224,9 @@ class OnlineRecognizer:
     ) -> Iterator[ClipPrediction]:
         """Runs a whole source of frames as one stream; decoding and scaling run ahead in a thread.
 
+        A run that is left before its end leaves its stream as it stands, to be saved; the next run of the same name begins
+        anew, unless the stream was loaded.
+
         Args:
             frames: of `memvit.video.open_video`, or any iterable.
             prefetch: sampled frames that may wait for the model.
@@ -233,6 +236,8 @@ class OnlineRecognizer:
         Yields:
             Predictions as they come, the last, partial clip included.
         """
+        if stream in self._left:
+            self._end(stream)
         if stream not in self._streams:
             start_s = getattr(frames, "start_s", 0.0) if start_s is None else start_s
             self._streams[stream] = StreamState(self.grid, start_s)
@@ -241,12 +246,18 @@ class OnlineRecognizer:
         sampler = self._samplers.pop(stream, None) or self._new_sampler(state)
         if isinstance(frames, VideoReader) and self.max_gap_s is None:
             frames = frames.read(sampler.shows)
+        self._left.add(stream)  # as long as it has not come to its end
         with Prefetcher(self._sample(frames, sampler, end_s), prefetch) as sampled:
             for index, pixels, restart_s in sampled:
                 clips = [] if restart_s is None else state.restart(restart_s)
                 yield from self.recognize(self._ready(stream, clips + state.add(index, pixels)))
         yield from self.recognize(self._ready(stream, state.flush()))
+        self._end(stream)
+
+    def _end(self, stream: Hashable) -> None:
         self._streams.pop(stream, None)
+        self._samplers.pop(stream, None)
+        self._left.discard(stream)
 
     def recognize(self, ready: Sequence[ReadyClip]) -> list[ClipPrediction]:
         """Runs clips that have all their frames: those of different streams together, those of one stream one after another.
@@ -315,7 +326,7 @@ class OnlineRecognizer:
                 sampler.load_state_dict(entry["sampler"])
                 sampler.pending = unpack_frame(entry["pending"])
                 samplers[entry["name"]] = sampler
-        self._streams, self._samplers = streams, samplers
+        self._streams, self._samplers, self._left = streams, samplers, set()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the state to a file, whole or not at all."""

@@ -26,6 +26,9 @@ SUMMARY_FILE = "summary.json"
 TIMELINE_FILE = "timeline.png"
 OVERLAY_FILE = "overlay.mp4"
 
+# Bytes in a file's name that are no UTF-8 become \udcXX, which JSON reads as the same name.
+ESCAPED = "backslashreplace"
+
 UNTRAINED_NOTICE = "weights are random: these predictions mean nothing"
 
 CSV_COLUMNS = ("video", "clip", "start_s", "end_s", "head", "rank", "label", "score", "untrained", "about_s")
@@ -169,7 +172,8 @@ class VideoResult:
         if self.untrained:
             data["notice"] = UNTRAINED_NOTICE
         try:
-            part.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json.dumps(data, indent=2, ensure_ascii=False)
+            part.write_text(text + "\n", encoding="utf-8", errors=ESCAPED)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
@@ -227,7 +231,7 @@ def read_predictions(path: str | os.PathLike[str]) -> Iterator[ClipRecord]:
 class ResultFolder:
     """Files in a folder that grow line by line; all that was written is on its way to the disk.
 
-    Results that an earlier run left in the folder are removed.
+    Results that an earlier run left in the folder are removed. Two processes do not write into one folder at a time.
 
     Args:
         folder: made where missing.
@@ -235,7 +239,7 @@ class ResultFolder:
         stale: of further files of an earlier run.
 
     Raises:
-        ValueError: the folder cannot be made, or a file in it not be opened.
+        ValueError: the folder cannot be made, a file in it not be opened, or somebody else is writing there.
     """
 
     def __init__(self, folder: str | os.PathLike[str], names: Sequence[str], stale: Sequence[str] = ()) -> None:
@@ -243,13 +247,21 @@ class ResultFolder:
         self._files: dict[str, TextIO] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for name in names:  # to append: what somebody else is writing must not be cut off
+                path = self.folder / name
+                self._files[name] = open(path, "a", newline="", encoding="utf-8", errors=ESCAPED)  # noqa: SIM115
+                _lock(self._files[name], self.folder)
+            for file in self._files.values():
+                if os.fstat(file.fileno()).st_size:
+                    file.truncate(0)
             for name in stale:
                 (self.folder / name).unlink(missing_ok=True)
-            for name in names:
-                self._files[name] = open(self.folder / name, "w", newline="", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
             self._close()
             raise cannot_write(self.folder, error) from error
+        except ValueError:
+            self._close()
+            raise
 
     def append_line(self, name: str, line: str) -> None:
         """Appends a line to a file.
@@ -294,6 +306,26 @@ class ResultFolder:
         for file in self._files.values():
             with contextlib.suppress(OSError):
                 file.close()
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    """Keeps other processes from writing to a file until it is closed, where the system can.
+
+    Raises:
+        ValueError: another one is writing to it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"another process is writing its results to {folder}: wait for it, or choose another output folder"
+        ) from error
+    except OSError:
+        return  # some network file systems have no locks
 
 
 class ResultWriter(ResultFolder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from memvit.online.results import SUMMARY_FILE, ResultFolder, Status, VideoResult, cannot_write
-from memvit.video import Frame, ImageFolderReader, LiveSource, Prefetcher, VideoReader, open_video
+from memvit.video import Frame, ImageFolderReader, LiveSource, Prefetcher, VideoError, VideoReader, open_video
 from memvit.video.writer import VideoWriter
 
 VideoSource = VideoReader | ImageFolderReader | LiveSource
@@ -227,6 +228,27 @@ def opened(video: str | os.PathLike[str] | VideoSource) -> Iterator[VideoSource]
         source.close()
 
 
+def check_second_look(video: VideoSource, purpose: str) -> None:
+    """Refuses what cannot be read a second time: live sources and pipes.
+
+    Args:
+        video: what was opened.
+        purpose: what it would be read again for, such as "a report".
+
+    Raises:
+        VideoError: it cannot.
+    """
+    if isinstance(video, LiveSource):
+        what = f"{video.name} is live"
+    elif os.path.exists(video.path) and stat.S_ISFIFO(os.stat(video.path).st_mode):
+        what = f"{video.path} is a pipe"
+    else:
+        return
+    raise VideoError(
+        f"{what} and cannot be read a second time for {purpose}: record it and recognise the file, or leave out {purpose}"
+    )
+
+
 def redraw(
     video: VideoReader | ImageFolderReader,
     path: Path,
@@ -255,6 +277,8 @@ def redraw(
     try:
         with VideoWriter(path, width, height, fps) as writer, Prefetcher(pictures) as ahead:
             for time_s, rgb in ahead:
+                if writer.coincides(time_s):  # nobody could see both; the writer's clock is coarser than some videos'
+                    continue
                 writer.write(draw(rgb, time_s), time_s)
                 if on_progress is not None and writer.num_frames % 16 == 0:
                     elapsed_s = time.monotonic() - began_s
@@ -265,11 +289,11 @@ def redraw(
 
 
 def total_s(video: VideoSource) -> float | None:
-    """How long the range of time is that is read, as far as known."""
-    if isinstance(video, LiveSource):
+    """How long the range of time is that is read; None where the video does not tell: it may end before its range does."""
+    if isinstance(video, LiveSource) or not video.info.duration_s:
         return None
-    ends = [end_s for end_s in (video.end_s, video.info.duration_s) if end_s]
-    return max(min(ends) - video.start_s, 0.0) if ends else None
+    end_s = video.info.duration_s if video.end_s is None else min(video.end_s, video.info.duration_s)
+    return max(end_s - video.start_s, 0.0)
 
 
 def not_finite(name: str, start_s: float) -> ValueError:

@@ -120,7 +120,9 @@ class StreamState:
                 if time_s is None:
                     time_s = num_pushed / fps
                     num_pushed += 1
-                frame = Frame(time_s, frame)
+                frame = Frame(
+                    time_s, frame.copy()
+                )  # it waits here, and cameras are often read into one array again and again
             elif time_s is not None:
                 frame = Frame(time_s, frame.picture, frame.sample_aspect)
             if not newest_s < frame.time_s < math.inf:
