@@ -41,7 +41,16 @@ OTHERS = "av|collections|fastapi|huggingface_hub|lightning|np|numpy|os|pandas|pa
 nitpick_ignore_regex = [(r"py:.*", rf"({OTHERS})\..*"), ("py:class", "Path|Tensor")]
 # ... for those that are behind an interface, ...
 nitpick_ignore_regex += [
-    ("py:class", rf"(memvit\..*\.)?{name}") for name in ("NumberedImages", "ReadyClip", "TrainingBatches", "View")
+    ("py:class", rf"(memvit\..*\.)?{name}")
+    for name in (
+        "Evaluation",
+        "GroupScores",
+        "KeyframeDetections",
+        "NumberedImages",
+        "ReadyClip",
+        "TrainingBatches",
+        "View",
+    )
 ]
 # ... and for names of types and attributes, which Sphinx does not tell from classes or has no entry for.
 nitpick_ignore_regex += [

@@ -23,6 +23,7 @@ CLOCK_RESTART_S = 1.0
 JUMPING_FORMATS = frozenset({"mpegts", "mpeg"})
 MAX_STEP_S = 10.0
 MAX_STEP_PERIODS = 3.0  # a slow video steps further
+MAX_READ_BYTES = 1 << 30  # some twenty seconds
 
 
 class Clock:
@@ -90,11 +91,14 @@ def is_joined(path: str, max_step_s: float) -> bool:
     """Whether the clock of a file starts anew somewhere in it, or may. Reads all of it, the first time, without decoding.
 
     Args:
-        path: of the file. Of what can be read once only, a pipe, the clock is trusted.
+        path: of the file. Of what can be read once only, a pipe, and of a file so large that reading it keeps people waiting, the
+            clock is trusted.
         max_step_s: as `Clock.max_step_s`.
     """
     status = os.stat(path)
-    return stat.S_ISREG(status.st_mode) and _is_joined(path, status.st_size, status.st_mtime_ns, max_step_s)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_READ_BYTES:
+        return False
+    return _is_joined(path, status.st_size, status.st_mtime_ns, max_step_s)
 
 
 @lru_cache(maxsize=4096)

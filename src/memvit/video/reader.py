@@ -61,7 +61,8 @@ class VideoReader:
 
     Reading from ``start_s`` seeks to a keyframe before it and gives the same frames as reading from the beginning; a
     file that cannot seek is decoded from the beginning. So is a transport stream whose clock starts anew somewhere:
-    to know, it is read through, once per process, before the first seek (an address is not: its clock is trusted).
+    to know, it is read through, once per process, before the first seek (of an address, and of more than a gigabyte, the
+    clock is trusted).
 
     A broken video gives the frames that are readable; what was lost is then in :attr:`warning` (and logged).
 
