@@ -87,8 +87,11 @@ def stamp_of(parameters: Sequence[Tensor]) -> Stamp | None:
     That is so for what somebody has computed and put in a parameter's place (`torch.func.functional_call`, parametrisations):
     the next one may lie where this one lay.
     """
-    if torch.compiler.is_compiling() or any(p.is_inference() or not _is_parameter(p) for p in parameters):
+    if torch.compiler.is_compiling():
         return None
+    for p in parameters:  # asked at every step, so in one plain loop; comparing types is faster than `isinstance`
+        if (type(p) is not Parameter and not isinstance(p, Parameter)) or p.is_inference():
+            return None
     addresses = _addresses(parameters)
     if addresses is None:
         return None
@@ -127,10 +130,6 @@ def thaw_rewritten(parameters: Sequence[Tensor]) -> None:
     if content != known.content:
         _samples[number] = known._replace(content=content)
         thaw(parameters)
-
-
-def _is_parameter(p: Tensor) -> bool:
-    return type(p) is Parameter or isinstance(p, Parameter)  # the first is faster
 
 
 def _addresses(parameters: Sequence[Tensor]) -> list[int] | None:
