@@ -3,17 +3,36 @@
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from memvit.kernels import cpu
+
+
+def _at(level: str) -> Iterator[str]:
+    usual = cpu.status()
+    if cpu.LEVELS.index(level) > cpu.best_level():
+        pytest.skip(f"this processor or installation has no {level} kernels: {usual}")
+    cpu.use(level)
+    assert level == "off" or cpu.status() == level
+    yield level
+    cpu.use(usual if usual in cpu.LEVELS else "off")
 
 
 @pytest.fixture(params=cpu.LEVELS[1:])
 def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test with these instructions, as on a processor that has no better ones."""
-    usual = cpu.status()
-    if cpu.LEVELS.index(request.param) > cpu.best_level():
-        pytest.skip(f"this processor or installation has no {request.param} kernels: {usual}")
-    cpu.use(request.param)
-    assert cpu.status() == request.param
-    yield request.param
-    cpu.use(usual)
+    yield from _at(request.param)
+
+
+@pytest.fixture(params=["off", "avx2", "amx"])
+def products_level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test with what linear layers and patches are computed by: PyTorch's operators, or kernels of ours."""
+    yield from _at(request.param)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Leaves the number of threads as it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -102,7 +102,7 @@ def test_kernels_follow_one_another_without_python(dtype: torch.dtype) -> None:
             return [hidden, second(first(layer_norm(hidden.float(), norm)))]
 
     program = check(step, numbers(3, 5, 32))
-    if cpu.has_tiles():  # otherwise linear layers are PyTorch's
+    if cpu.has_products():  # otherwise linear layers are PyTorch's
         assert num_pieces(program) == 1
 
 

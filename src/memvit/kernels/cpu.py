@@ -193,9 +193,17 @@ def has_bfloat16() -> bool:
 
 
 def has_tiles() -> bool:
-    """Whether attention and linear layers run on AMX's tiles."""
+    """Whether attention, linear layers and patches run on AMX's tiles."""
     return _level >= LEVELS.index("amx")
 
+
+def has_products() -> bool:
+    """Whether there are kernels for linear layers and patches."""
+    return _level in _LEVELS_WITH_PRODUCTS
+
+
+# Between them PyTorch's are as fast.
+_LEVELS_WITH_PRODUCTS = (LEVELS.index("avx2"), LEVELS.index("amx"))
 
 _PARTS = {"tf32": 2, "bf16": 1}  # everything else asks for float32
 

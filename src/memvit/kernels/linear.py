@@ -1,7 +1,7 @@
 """Linear layers, and the two of an MLP with their GELU.
 
-Where no gradients are wanted, they run on x86 CPUs on AMX's tiles where there are any (`tiles`), otherwise on oneDNN, with
-weights packed once: twice as fast in float32 as PyTorch's default on processors that MKL does not favour, and GELU costs
+Where no gradients are wanted, they run on x86 CPUs on AMX's tiles or AVX2 (`products`), otherwise on oneDNN, with weights
+packed once: twice as fast in float32 as PyTorch's default on processors that MKL does not favour, and GELU costs
 nothing extra. Elsewhere they are PyTorch's own; on GPUs, where no gradients are wanted, with weights converted once where
 autocast would convert them at every step, and in bfloat16 with GELU in the launch of the first layer.
 """
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from memvit.kernels import cpu, tiles, triton_linear
+from memvit.kernels import cpu, products, triton_linear
 from memvit.kernels.backend import compute_dtype, use_reference
 from memvit.kernels.frozen import frozen
 from memvit.kernels.ops import register
@@ -133,12 +133,10 @@ def is_available() -> bool:
 
 def packed_dtype(x: Tensor, *layers: nn.Module) -> torch.dtype | None:
     """The dtype to compute in with packed weights; None: leave it to PyTorch."""
-    if x.device.type != "cpu" or use_reference() or not _HAS_PACKED or x.dim() < 2:
+    if x.device.type != "cpu" or use_reference() or not (_HAS_PACKED or cpu.has_products()) or x.dim() < 2:
         return None
     dtype = compute_dtype(x)
     if dtype not in (torch.float32, torch.bfloat16):
-        return None
-    if dtype == torch.bfloat16 and not _HAS_BFLOAT16:
         return None
     width = x.shape[-1]
     for layer in layers:
@@ -158,6 +156,9 @@ def packed_dtype(x: Tensor, *layers: nn.Module) -> torch.dtype | None:
 
 
 def _packed(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """For oneDNN: in float32, where it has no products of bfloat16 for this processor (PyTorch's take seven times as long)."""
+    dtype = dtype if _HAS_BFLOAT16 else torch.float32
+
     def pack() -> tuple[Tensor, Tensor | None]:
         cast = weight.detach().to(dtype).contiguous()
         packed = torch.ops.mkldnn._reorder_linear_weight(cast, x.numel() // x.shape[-1])
@@ -168,19 +169,20 @@ def _packed(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) 
 
 @torch.no_grad()
 def _run_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    if cpu.has_tiles():
-        return tiles.linear(x, tiles.packed_layer(weight, bias, dtype), dtype)
+    if cpu.has_products():
+        return products.linear(x, products.packed_layer(weight, bias, dtype), dtype)
     packed, bias = _packed(x, weight, bias, dtype)
-    return torch.ops.mkldnn._linear_pointwise(x.to(dtype).contiguous(), packed, bias, "none", [], "")
+    rows = x.to(dtype).to(packed.dtype).contiguous()
+    return torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "").to(dtype)
 
 
 @torch.no_grad()
 def _run_mlp(
     x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    if cpu.has_tiles():
-        layers = tiles.packed_layer(weight1, bias1, dtype), tiles.packed_layer(weight2, bias2, dtype)
-        return tiles.mlp(x, *layers, dtype)
+    if cpu.has_products():
+        layers = products.packed_layer(weight1, bias1, dtype), products.packed_layer(weight2, bias2, dtype)
+        return products.mlp(x, *layers, dtype)
     packed1, bias1 = _packed(x, weight1, bias1, dtype)
     packed2, bias2 = _packed(x, weight2, bias2, dtype)
 
@@ -188,11 +190,11 @@ def _run_mlp(
         hidden = torch.ops.mkldnn._linear_pointwise(part, packed1, bias1, "gelu", [], "none")
         return torch.ops.mkldnn._linear_pointwise(hidden, packed2, bias2, "none", [], "")
 
-    rows = x.to(dtype).reshape(-1, x.shape[-1])
-    rows_at_once = max(_MAX_HIDDEN_BYTES // (weight1.shape[0] * dtype.itemsize), 1)
+    rows = x.to(dtype).to(packed1.dtype).reshape(-1, x.shape[-1])
+    rows_at_once = max(_MAX_HIDDEN_BYTES // (weight1.shape[0] * packed1.dtype.itemsize), 1)
     if len(rows) <= 2 * rows_at_once:
-        return run(rows).unflatten(0, x.shape[:-1])
-    out = rows.new_empty(len(rows), weight2.shape[0])
+        return run(rows).to(dtype).unflatten(0, x.shape[:-1])
+    out = rows.new_empty(len(rows), weight2.shape[0], dtype=dtype)
     for start in range(0, len(rows), rows_at_once):
         out[start : start + rows_at_once] = run(rows[start : start + rows_at_once])
     return out.unflatten(0, x.shape[:-1])

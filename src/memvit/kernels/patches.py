@@ -3,8 +3,8 @@
 The definition is PyTorch's convolution, of few channels, at which cuDNN is slow in low precision. On CUDA, where the clips
 want no gradient, a kernel of ours writes every patch as a row, converted on the way, and one matrix product with the filters
 gives tokens as the model wants them: channels last. The rows take far more memory than the clips, so training does not keep
-them: it gathers them again for the gradient of the filters. On CPUs with AMX's tiles, patches become left operands of such a
-product where they lie (csrc/linear.inl).
+them: it gathers them again for the gradient of the filters. On CPUs with AMX's tiles or AVX2, patches become left
+operands of such a product where they lie (csrc/linear.inl, csrc/panels.inl).
 
 `memvit::gather_patches` and `memvit::patch_filters_grad` are operators of PyTorch, opaque to torch.compile, which keeps one
 graph around them. Triton is imported at the first launch: this module can be imported everywhere.
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from memvit.kernels import cpu, tiles
+from memvit.kernels import cpu, products
 from memvit.kernels.backend import compute_dtype, use_reference
 from memvit.kernels.frozen import frozen
 from memvit.kernels.ops import ON_GPUS, register
@@ -46,10 +46,10 @@ def patch_embed(clips: Tensor, conv: nn.Conv3d, front: Tensor | None = None) -> 
     Where our kernel runs, float32 products are exact to float32 or not as `torch.backends.cuda.matmul` says, not as
     `torch.backends.cudnn` does.
     """
-    if _can_run_on_tiles(clips, conv):
+    if _can_run_on_cpu(clips, conv):
         num_front = 0 if front is None else front.shape[1]
         window = list(conv.kernel_size), list(conv.stride), list(conv.padding)
-        tokens = _tiled_patches(clips, conv.weight, conv.bias, *window, num_front, compute_dtype(clips))
+        tokens = _cpu_patches(clips, conv.weight, conv.bias, *window, num_front, compute_dtype(clips))
         if front is not None:
             tokens[:, :num_front] = front
         return tokens
@@ -102,9 +102,9 @@ def _can_gather_behind(clips: Tensor, conv: nn.Conv3d, front: Tensor) -> bool:
     return row_length(conv.in_channels, conv.kernel_size) >= conv.in_channels * math.prod(conv.kernel_size) + 2
 
 
-def _can_run_on_tiles(clips: Tensor, conv: nn.Conv3d) -> bool:
-    """Whether the kernel on AMX's tiles takes these."""
-    if use_reference() or _is_on_gpu(clips) or clips.device.type != "cpu" or not cpu.has_tiles():
+def _can_run_on_cpu(clips: Tensor, conv: nn.Conv3d) -> bool:
+    """Whether our kernel for CPUs takes these."""
+    if use_reference() or _is_on_gpu(clips) or clips.device.type != "cpu" or not cpu.has_products():
         return False
     if torch.is_grad_enabled() and any(t.requires_grad for t in (clips, *conv.parameters())):
         return False
@@ -183,7 +183,7 @@ class _PatchEmbed(torch.autograd.Function):
 
 
 @torch.no_grad()
-def _run_tiled(
+def _run_on_cpu(
     clips: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -193,13 +193,13 @@ def _run_tiled(
     num_front: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    layer = tiles.packed_layer(weight, bias, dtype)
-    return tiles.patches(
+    layer = products.packed_layer(weight, bias, dtype)
+    return products.patches(
         clips, layer, kernel, stride, padding, patch_grid(clips, kernel, stride, padding), num_front, dtype
     )
 
 
-def _fake_tiled(
+def _fake_on_cpu(
     clips: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -266,16 +266,14 @@ _filters_grad = register(
     ON_GPUS,
 )
 # (B, channels, frames, height, width) -> (B, num_front + N, C), the first of them left as they are
-_tiled_patches = register(
-    "tiled_patches(Tensor clips, Tensor weight, Tensor? bias, int[] kernel, int[] stride, int[] padding, int num_front, "
+_cpu_patches = register(
+    "cpu_patches(Tensor clips, Tensor weight, Tensor? bias, int[] kernel, int[] stride, int[] padding, int num_front, "
     "ScalarType dtype) -> Tensor",
-    _run_tiled,
-    _fake_tiled,
+    _run_on_cpu,
+    _fake_on_cpu,
 )
 
 
-@register_flop_formula(torch.ops.memvit.tiled_patches)
-def _tiled_flops(
-    clips: Sequence[int], weight: Sequence[int], *_: object, out_shape: Sequence[int], **__: object
-) -> int:
+@register_flop_formula(torch.ops.memvit.cpu_patches)
+def _cpu_flops(clips: Sequence[int], weight: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
     return 2 * out_shape[0] * out_shape[1] * math.prod(weight)

@@ -1,7 +1,7 @@
 """The second half of a transformer block: a sum, its LayerNorm, the MLP of that, and the sum added to it.
 
-On AMX's tiles it is one kernel, in which neither the sum nor its norm is ever written to memory; in bfloat16 on a GPU it is three
-launches; elsewhere it is what `add_layer_norm` and `mlp` make of it.
+On CPUs with AMX's tiles or AVX2 it is one kernel, in which neither the sum nor its norm is ever written to memory; in bfloat16
+on a GPU it is three launches; elsewhere it is what `add_layer_norm` and `mlp` make of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from memvit.kernels import cpu, tiles, triton_norm
+from memvit.kernels import cpu, products, triton_norm
 from memvit.kernels.linear import MLP, bfloat16_weights, gelu_linear, packed_dtype
 from memvit.kernels.norm import add_layer_norm, kernel_dtype, norm_parameters
 from memvit.kernels.ops import register
@@ -26,7 +26,7 @@ def residual_mlp(x: Tensor, added: Tensor, norm: nn.LayerNorm, mlp: nn.Module) -
     Args:
         mlp: of the kind `MLP`, its layers may run in its place.
     """
-    dtype = _tiled_dtype(x, added, norm, mlp)
+    dtype = _fused_dtype(x, added, norm, mlp)
     if dtype is None:
         out = _on_gpu(x, added, norm, mlp)
         if out is not None:
@@ -54,9 +54,9 @@ def _on_gpu(x: Tensor, added: Tensor, norm: nn.LayerNorm, mlp: nn.Module) -> Ten
     return total
 
 
-def _tiled_dtype(x: Tensor, added: Tensor, norm: nn.LayerNorm, mlp: nn.Module) -> torch.dtype | None:
-    """The dtype to compute in on tiles; None: they do not take these."""
-    if not cpu.has_tiles() or type(mlp) is not MLP or mlp.training:
+def _fused_dtype(x: Tensor, added: Tensor, norm: nn.LayerNorm, mlp: nn.Module) -> torch.dtype | None:
+    """The dtype to compute in by our kernel; None: it does not take these."""
+    if not cpu.has_products() or type(mlp) is not MLP or mlp.training:
         return None
     if type(mlp.act) is not nn.GELU or mlp.act.approximate != "none":
         return None
@@ -77,8 +77,8 @@ def _run(
     bias2: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    layers = tiles.packed_layer(weight1, bias1, dtype), tiles.packed_layer(weight2, bias2, dtype)
-    return tiles.residual_mlp(x, added, norm_weight, norm_bias, eps, *layers, dtype)
+    layers = products.packed_layer(weight1, bias1, dtype), products.packed_layer(weight2, bias2, dtype)
+    return products.residual_mlp(x, added, norm_weight, norm_bias, eps, *layers, dtype)
 
 
 def _fake(x: Tensor, *_: object) -> Tensor:

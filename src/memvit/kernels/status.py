@@ -14,6 +14,6 @@ def status() -> dict[str, str]:
     packed = "oneDNN, packed weights" if linear.is_available() else "PyTorch"
     return {
         "attention, pooling and norms on CPUs": in_cpp,
-        "linear layers on CPUs": in_cpp if cpu.has_tiles() else packed,
+        "linear layers on CPUs": in_cpp if cpu.has_products() else packed,
         "attention, pooling, norms, patches on GPUs": triton_pooling.status(),
     }

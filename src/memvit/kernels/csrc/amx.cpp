@@ -20,6 +20,7 @@ namespace memvit_amx {
 #include "tiled_attention.inl"
 #include "norm.inl"
 #include "rows.inl"
+#include "gelu.inl"
 #include "linear.inl"
 }
 #pragma GCC pop_options

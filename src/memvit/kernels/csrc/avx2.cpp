@@ -11,5 +11,8 @@
 #pragma GCC target("avx2,fma,f16c")
 namespace memvit_avx2 {
 #include "kernels.inl"
+#include "float_rows.inl"
+#include "gelu.inl"
+#include "panels.inl"
 }
 #pragma GCC pop_options

@@ -12,16 +12,21 @@
   int32_t max_pool(const memvit_max_pool_call*, memvit_parallel_for);              \
   int32_t layer_norm(const memvit_norm_call*, memvit_parallel_for);                \
   }
+#define MEMVIT_DECLARE_PRODUCTS(name)                                              \
+  namespace name {                                                                 \
+  int32_t linear(const memvit_linear_call*, memvit_parallel_for);                  \
+  int32_t mlp(const memvit_mlp_call*, memvit_parallel_for);                        \
+  int32_t patches(const memvit_patch_call*, memvit_parallel_for);                  \
+  }
 MEMVIT_DECLARE(memvit_avx2)
+MEMVIT_DECLARE_PRODUCTS(memvit_avx2)
 MEMVIT_DECLARE(memvit_avx512)
 MEMVIT_DECLARE(memvit_avx512_bf16)
 
 #if MEMVIT_HAS_AMX
+MEMVIT_DECLARE_PRODUCTS(memvit_amx)
 namespace memvit_amx {
 int32_t attention(const memvit_attention_call*, memvit_parallel_for);
-int32_t linear(const memvit_linear_call*, memvit_parallel_for);
-int32_t mlp(const memvit_mlp_call*, memvit_parallel_for);
-int32_t patches(const memvit_patch_call*, memvit_parallel_for);
 }
 
 // Whether there are AMX's tiles for bfloat16, and the system lets this process have the 8 KiB that they add to its state.
@@ -76,22 +81,27 @@ int32_t memvit_layer_norm(const memvit_norm_call* call, int32_t level, memvit_pa
   MEMVIT_DISPATCH(layer_norm)
 }
 
-// What there is for tiles alone.
+// What there is for AVX2 and for tiles; between them PyTorch's products are as fast.
 #if MEMVIT_HAS_AMX
-#define MEMVIT_ON_TILES(name) return level == 4 ? memvit_amx::name(call, parallel_for) : 1;
+#define MEMVIT_DISPATCH_PRODUCTS(name)                               \
+  switch (level) {                                                   \
+    case 1: return memvit_avx2::name(call, parallel_for);            \
+    case 4: return memvit_amx::name(call, parallel_for);             \
+    default: return 1;                                               \
+  }
 #else
-#define MEMVIT_ON_TILES(name) return 1;
+#define MEMVIT_DISPATCH_PRODUCTS(name) return level == 1 ? memvit_avx2::name(call, parallel_for) : 1;
 #endif
 
 int32_t memvit_linear(const memvit_linear_call* call, int32_t level, memvit_parallel_for parallel_for) {
-  MEMVIT_ON_TILES(linear)
+  MEMVIT_DISPATCH_PRODUCTS(linear)
 }
 
 int32_t memvit_mlp(const memvit_mlp_call* call, int32_t level, memvit_parallel_for parallel_for) {
-  MEMVIT_ON_TILES(mlp)
+  MEMVIT_DISPATCH_PRODUCTS(mlp)
 }
 
 int32_t memvit_patches(const memvit_patch_call* call, int32_t level, memvit_parallel_for parallel_for) {
-  MEMVIT_ON_TILES(patches)
+  MEMVIT_DISPATCH_PRODUCTS(patches)
 }
 }

@@ -102,8 +102,9 @@ struct memvit_norm_call {
   int32_t dtype, added_dtype, out_dtype;
 };
 
-// out = x weight^T + bias. Weights are packed by memvit.kernels.tiles: (panels of 32 columns, blocks of 32 of the depth,
-// parts, 2 tiles, 16 pairs of the depth, 16 columns, 2), bfloat16, zero where there is no such column or depth.
+// out = x weight^T + bias. Weights are packed by memvit.kernels.products, zero where there is no such column or depth: for AMX
+// (panels of 32 columns, blocks of 32 of the depth, parts, 2 tiles, 16 pairs of the depth, 16 columns, 2), bfloat16; for AVX2
+// (panels of 24 columns, in_features, 24), float32.
 struct memvit_linear_call {
   int64_t rows, in_features, out_features;
   const void* x;        // (rows, in_features), rows `x_stride` elements apart
@@ -114,7 +115,7 @@ struct memvit_linear_call {
   int64_t out_stride;
   int64_t group_rows, front_rows;  // after so many rows of the result, before the first ones too, so many are left alone
   int32_t dtype, out_dtype;  // float32 to float32, or anything to bfloat16
-  int32_t parts;             // bfloat16 numbers whose sum is a factor: 1, 2 or 3
+  int32_t parts;             // bfloat16 numbers whose sum is a factor: 1, 2 or 3; does not count on AVX2
   int32_t num_threads;
   int32_t has_gelu;          // whether the result goes through GELU
   int32_t reserved;

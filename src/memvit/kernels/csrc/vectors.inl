@@ -3,13 +3,6 @@
 
 using bf16 = uint16_t;
 
-static inline bf16 to_bf16(float x) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0;       // NaN stays NaN
-  return static_cast<bf16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);  // to nearest, ties to even
-}
-
 // For as long as it lives, numbers too small for float32's usual form are zero on this thread. Processors take a hundred times
 // as long for them, and a softmax makes many: attention became thirty times as slow.
 struct FlushToZero {
@@ -50,6 +43,13 @@ static inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 static inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 static inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 static inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+static inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+// 1 / x, to float32's accuracy if IsExact, else to that of bfloat16.
+template <bool IsExact>
+static inline Vec inverse(Vec x) {
+  const Vec near = _mm512_rcp14_ps(x);
+  return IsExact ? mul(near, _mm512_fnmadd_ps(near, x, set1(2.f))) : near;
+}
 static inline Ints load_ints(const int32_t* p, int64_t n) { return _mm512_maskz_loadu_epi32((__mmask16)((1u << n) - 1), p); }
 static inline Ints as_ints(Vec v) { return _mm512_castps_si512(v); }
 // The larger one; what is not a number stays so.
@@ -128,9 +128,11 @@ static inline Vec load(const bf16* p) {
 }
 static inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
 static inline void store(bf16* p, Vec v) {
-  float values[W];
-  _mm256_storeu_ps(values, v);
-  for (int i = 0; i < W; i++) p[i] = to_bf16(values[i]);
+  const __m256i bits = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  const __m256i halves = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
+  _mm_storeu_si128((__m128i*)p, _mm_packus_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1)));
 }
 static inline Vec set1(float x) { return _mm256_set1_ps(x); }
 static inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
@@ -138,6 +140,12 @@ static inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 static inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 static inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 static inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+static inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+template <bool IsExact>
+static inline Vec inverse(Vec x) {  // the instruction alone is too far off for bfloat16 too
+  const Vec near = _mm256_rcp_ps(x);
+  return mul(near, _mm256_fnmadd_ps(near, x, set1(2.f)));
+}
 static inline Ints load_ints(const int32_t* p, int64_t n) {
   return _mm256_maskload_epi32(p, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
 }
@@ -163,17 +171,14 @@ static inline void transpose(Ints (&m)[W]) {
   for (int j = 0; j < W; j++) m[j] = t[j];
 }
 static inline float sum_of(Vec v) {
-  float values[W], sum = 0;
-  _mm256_storeu_ps(values, v);
-  for (int i = 0; i < W; i++) sum += values[i];
-  return sum;
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
 static inline float max_of(Vec v) {
-  float values[W];
-  _mm256_storeu_ps(values, v);
-  float best = values[0];
-  for (int i = 1; i < W; i++) best = values[i] > best ? values[i] : best;
-  return best;
+  __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 static inline Vec first(int64_t n, Vec v, float other) {
   __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
