@@ -198,6 +198,19 @@ def test_mixed_precision_trains(dataset: Path, tmp_path: Path) -> None:
     assert all(math.isfinite(loss) for loss in watch.losses)
 
 
+@pytest.mark.parametrize("algorithm", [None, "norm", "value"])
+def test_gradients_in_bfloat16_are_clipped_before_a_fused_step(
+    dataset: Path, tmp_path: Path, algorithm: str | None
+) -> None:
+    module = tiny_module()
+    options = {"gradient_clip_val": 1e-4, "gradient_clip_algorithm": algorithm}
+    watch = _fit(tmp_path, dataset, module, max_steps=2, precision="bf16-mixed", **options)
+    assert module.trainer.optimizers[0].defaults["fused"]
+    left = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+    assert (left.abs().max() if algorithm == "value" else left.norm()).item() == pytest.approx(1e-4, rel=1e-3)
+    assert all(math.isfinite(loss) for loss in watch.losses)
+
+
 @pytest.mark.parametrize(("clip", "fused"), [(0.01, False), (0.0, True)])
 def test_scaled_gradients_are_clipped_where_they_are_unscaled(
     dataset: Path, tmp_path: Path, clip: float, fused: bool

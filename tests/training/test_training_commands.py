@@ -98,6 +98,18 @@ def test_training_ends_with_a_model_that_predicts(
     assert all(1 / 3 <= float(row["score"]) <= 1 for row in rows)
 
 
+@pytest.mark.parametrize("lacks", [True, False])
+def test_bfloat16_on_a_processor_without_it_is_warned_of(
+    lacks: bool, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memvit.training.cli.lacks_bfloat16", lambda: lacks)
+    fit = ["fit", "--config", str(config), "--trainer.fast_dev_run", "true", "--trainer.precision", "bf16-mixed"]
+    assert main(fit) == 0
+    said = capsys.readouterr().err
+    assert ("no instructions for bfloat16" in said) == lacks
+    assert lacks == ("--trainer.precision bf16-mixed as without it" in " ".join(said.split()))
+
+
 def test_a_training_starts_from_a_model_with_other_classes(config: Path, tmp_path: Path) -> None:
     quick = ["fit", "--config", str(config), "--trainer.max_steps", "2", "--trainer.max_epochs", "-1"]
     assert main([*quick, "--optimizer.warmup_epochs", "0"]) == 0

@@ -131,6 +131,11 @@ def is_available() -> bool:
     return _HAS_PACKED
 
 
+def lacks_bfloat16() -> bool:
+    """Whether PyTorch has no fast products of bfloat16 for this processor, as far as can be told (of x86 alone)."""
+    return _HAS_PACKED and not _HAS_BFLOAT16
+
+
 def packed_dtype(x: Tensor, *layers: nn.Module) -> torch.dtype | None:
     """The dtype to compute in with packed weights; None: leave it to PyTorch."""
     if x.device.type != "cpu" or use_reference() or not (_HAS_PACKED or cpu.has_products()) or x.dim() < 2:

@@ -21,6 +21,7 @@ import memvit.training.kinetics  # noqa: F401 - the data modules are found by th
 from memvit.cli import TRAINING_COMMANDS
 from memvit.commands.process import keep_freed_memory
 from memvit.commands.terminal import say
+from memvit.kernels.linear import lacks_bfloat16
 from memvit.training.averaging import WeightAverage
 from memvit.training.checkpoints import (
     FOLDER,
@@ -231,6 +232,13 @@ class TrainingCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Checks, before anything is written, that a checkpoint is of this training."""
+        is_on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        if is_on_cpu and str(self.trainer.precision).startswith("bf16") and lacks_bfloat16():
+            logger.warning(
+                "this processor has no instructions for bfloat16: training takes several times as long with --trainer.precision "
+                "%s as without it",
+                self.trainer.precision,
+            )
         if self.checkpoint is None:
             return
         saved = read_checkpoint(self.checkpoint, mmap=True)[SECTION]
