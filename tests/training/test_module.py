@@ -193,8 +193,9 @@ def test_accumulated_batches_make_one_step(dataset: Path, tmp_path: Path) -> Non
     assert (len(watch.batches), module.trainer.global_step) == (6, 2)
 
 
-def test_mixed_precision_trains(dataset: Path, tmp_path: Path) -> None:
-    watch = _fit(tmp_path, dataset, tiny_module(), max_steps=3, precision="bf16-mixed")
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_other_number_formats_train(dataset: Path, tmp_path: Path, precision: str) -> None:
+    watch = _fit(tmp_path, dataset, tiny_module(), max_steps=3, precision=precision)
     assert all(math.isfinite(loss) for loss in watch.losses)
 
 

@@ -232,7 +232,7 @@ class VideoClassifier(LightningModule):
 
     def forward(self, batch: Batch, role: str) -> Logits:
         """The logits of a batch of streams; their memory is kept under a role ("train", "val", "test")."""
-        clips = (batch.clips.float() / 255 - self.mean) / self.std
+        clips = ((batch.clips.float() / 255 - self.mean) / self.std).to(self.dtype)
         if role == "train":
             return self._recognise(clips, batch.boxes, batch.starts, role)
         crops = self.test_crops if role == "test" else 1
