@@ -1,7 +1,7 @@
 """Linear layers, MLPs and patch embeddings on the kernels for CPUs, with weights packed once.
 
-On AMX's tiles factors are sums of bfloat16 numbers (`tiles`). On AVX2, which has no products of these, they are floats, in
-whatever is computed.
+On AMX's tiles factors are sums of bfloat16 numbers (`tiles`). On AVX2, which has no products of these, they are floats, also
+where bfloat16 is asked for.
 """
 
 from __future__ import annotations
