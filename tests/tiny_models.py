@@ -28,3 +28,13 @@ def small_config(**overrides: Any) -> MViTConfig:
 def small_model(**overrides: Any) -> memvit.MeMViT:
     """That model in eval mode, with weights by the golden rule, under which every path shows in the output."""
     return fill_golden(memvit.MeMViT(small_config(**overrides))).eval()
+
+
+# What makes it smaller still, for what takes long: being compiled, or interpreted.
+TWO_BLOCKS: dict[str, Any] = {
+    "depth": 2,
+    "dim_mul": ((1, 2.0),),
+    "head_mul": ((1, 2.0),),
+    "q_strides": ((0, 1, 1, 1), (1, 1, 2, 2)),
+}
+ONE_BLOCK: dict[str, Any] = {"depth": 1, "dim_mul": (), "head_mul": (), "q_strides": ((0, 1, 2, 2),)}

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torchvision.models.video.mvit import MSBlockConfig, MViT
 
-from memvit.benchmarks import contenders
+from memvit.benchmarks import contenders, machine
 from memvit.benchmarks.contenders import (
     Case,
     Stream,
@@ -30,7 +30,7 @@ from memvit.benchmarks.speed import Plan, main, run, write_report
 from memvit.benchmarks.speed_records import SpeedResult, VideoTimes
 from memvit.benchmarks.speed_tables import speed_tables
 from memvit.benchmarks.timing import Estimate, median_interval, paired_ratio, quartiles, take_turns
-from tiny_models import small_config, small_model
+from tiny_models import ONE_BLOCK, small_config, small_model
 
 CPU = torch.device("cpu")
 NUM_RECORDED = 2 if usual_form(CPU) == "recorded" else 0  # contenders at a forward pass, with and without memory
@@ -58,6 +58,15 @@ def small_torchvision_model(frames: int = 16) -> MViT:
     return MViT((224, 224), frames, blocks, True, False, True, True, **embedding)
 
 
+def make_small(patch: pytest.MonkeyPatch) -> None:
+    """torchvision's model, and what the machine's own rates are taken from."""
+    patch.setattr(contenders, "mvit_v2_s", small_torchvision_model)
+    patch.setattr(machine, "_SQUARE", {"cpu": 128})
+    patch.setattr(machine, "_ROWS", {"cpu": (8, 8)})
+    patch.setattr(machine, "_COPY_BYTES", {"cpu": 2**20})
+    count_step.cache_clear()  # it knows mvit_v2_s by name
+
+
 @pytest.fixture(autouse=True)
 def _forget_counts() -> None:
     count_step.cache_clear()  # it knows mvit_v2_s by name, which here is now one model and now another
@@ -66,7 +75,7 @@ def _forget_counts() -> None:
 @pytest.fixture(scope="module")
 def result() -> SpeedResult:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contenders, "mvit_v2_s", small_torchvision_model)
+        make_small(patch)
         return run(small_config(), "small", PLAN, CPU)
 
 
@@ -304,7 +313,7 @@ def test_compiled_forms_are_contenders_too(monkeypatch: pytest.MonkeyPatch, tmp_
         modes.append(mode)
         return compile_model(model, backend="eager")
 
-    monkeypatch.setattr(contenders, "mvit_v2_s", small_torchvision_model)
+    make_small(monkeypatch)
     monkeypatch.setattr(torch, "compile", without_backend)
     plan = dataclasses.replace(
         PLAN,
@@ -314,7 +323,7 @@ def test_compiled_forms_are_contenders_too(monkeypatch: pytest.MonkeyPatch, tmp_
         batch_sizes=(1,),
         compile_mode="max-autotune-no-cudagraphs",
     )
-    found = run(small_config(), "small", plan, CPU)
+    found = run(small_config(**ONE_BLOCK), "small", plan, CPU)
     assert [c.name for c in found.cases][-2:] == ["small, M = 2, compiled", "torchvision mvit_v2_s, compiled"]
     assert [c.error for c in found.cases] == [None] * (5 + NUM_RECORDED)
     assert modes == ["max-autotune-no-cudagraphs"] * 2

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.test_speed import small_torchvision_model
+from benchmarks.test_speed import make_small
 from commands.conftest import Run
-from memvit.benchmarks import contenders
 from memvit.benchmarks.speed_records import SpeedResult
 
 FILES = {"benchmark.json", "benchmark.md", "benchmark.png"}
@@ -15,8 +14,7 @@ FILES = {"benchmark.json", "benchmark.md", "benchmark.png"}
 
 @pytest.fixture(autouse=True)
 def _small_opponent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contenders, "mvit_v2_s", small_torchvision_model)
-    contenders.count_step.cache_clear()
+    make_small(monkeypatch)
 
 
 def test_benchmark_prints_and_writes_what_was_asked_for(run: Run) -> None:

@@ -1,33 +1,11 @@
-"""Kernels for CPUs are tested with every set of instructions that this processor has."""
+"""What tests of kernels share."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from memvit.kernels import cpu
-
-
-def _at(level: str) -> Iterator[str]:
-    usual = cpu.status()
-    if cpu.LEVELS.index(level) > cpu.best_level():
-        pytest.skip(f"this processor or installation has no {level} kernels: {usual}")
-    cpu.use(level)
-    assert level == "off" or cpu.status() == level
-    yield level
-    cpu.use(usual if usual in cpu.LEVELS else "off")
-
-
-@pytest.fixture(params=cpu.LEVELS[1:])
-def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test with these instructions, as on a processor that has no better ones."""
-    yield from _at(request.param)
-
-
-@pytest.fixture(params=["off", "avx2", "amx"])
-def products_level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test with what linear layers and patches are computed by: PyTorch's operators, or kernels of ours."""
-    yield from _at(request.param)
+from cpu_levels import cpu_level, emulated_kernels, products_level, tiles  # noqa: F401
 
 
 @pytest.fixture

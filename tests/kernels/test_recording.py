@@ -16,8 +16,7 @@ from memvit.kernels.norm import layer_norm
 from memvit.kernels.program import Program, Workspace
 from memvit.kernels.recording import MAX_COPIED_BYTES, MAX_FILLED, CannotRecordError, active_recorder, recording
 
-needs_kernels = pytest.mark.skipif(not cpu.is_available(), reason="no kernels for this processor")
-pytestmark = needs_kernels
+pytestmark = pytest.mark.usefixtures("cpu_level")
 
 Step = Callable[..., list[Tensor]]
 

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memvit.kernels import attention, cpu, reference_kernels
+from memvit.kernels import attention, reference_kernels
 from memvit.kernels.attention import AxisTable, KeyMask, RelativePositions, pack_table
 from memvit.kernels.linear import Linear
 
 Size2 = tuple[int, int]
 Size3 = tuple[int, int, int]
 
-pytestmark = pytest.mark.skipif(not cpu.has_tiles(), reason="this processor, or this system, has no AMX tiles")
+pytestmark = pytest.mark.usefixtures("tiles")
 
 
 @pytest.fixture(autouse=True)

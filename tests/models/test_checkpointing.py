@@ -10,7 +10,7 @@ import torch
 import memvit
 from memvit.benchmarks.checkpointing import LiveBytes, measure
 from memvit.models.checkpointing import Recompute
-from tiny_models import small_model
+from tiny_models import TWO_BLOCKS, small_model
 
 POLICIES = get_args(Recompute)
 RANDOM = {"drop_path": 0.4, "dropout": 0.2, "head_dropout": 0.5}
@@ -116,7 +116,7 @@ def test_true_and_false_are_understood_and_other_names_are_not() -> None:
 @pytest.mark.parametrize("policy", ["selective", "blocks"])
 def test_recomputing_compiles_to_one_graph(policy: Recompute) -> None:
     torch._dynamo.reset()
-    model = small_model(memory_layers=(0, 2)).train()
+    model = small_model(memory_layers=(0,), **TWO_BLOCKS).train()
     model.activation_checkpointing = policy
     step = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
     gradients, memory = [], None

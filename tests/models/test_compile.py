@@ -13,7 +13,7 @@ from torch import fx
 from memvit import MeMViT, OnlineRecognizer
 from memvit.online import ClipPrediction
 from memvit.online.engine import StepEngine
-from tiny_models import small_model
+from tiny_models import ONE_BLOCK, TWO_BLOCKS, small_model
 
 Backend = Callable[[fx.GraphModule, object], Callable[..., object]]
 
@@ -48,16 +48,6 @@ def compiled_recognizer(model: MeMViT, backend: Backend | str, **options: object
     return online
 
 
-def two_blocks(**overrides: object) -> MeMViT:
-    stages = {"dim_mul": ((1, 2.0),), "head_mul": ((1, 2.0),), "q_strides": ((0, 1, 1, 1), (1, 1, 2, 2))}
-    return small_model(depth=2, **stages, **overrides)
-
-
-def one_block() -> MeMViT:
-    """What compiles fastest."""
-    return small_model(depth=1, dim_mul=(), head_mul=(), q_strides=((0, 1, 2, 2),))
-
-
 def clip(seed: int) -> torch.Tensor:
     return torch.randn(3, 4, 32, 32, generator=torch.Generator().manual_seed(seed))
 
@@ -79,7 +69,7 @@ def check_alike(ours: list[ClipPrediction], theirs: list[ClipPrediction], tolera
 def test_a_stream_needs_one_graph_and_no_recompilation(
     overrides: dict[str, object], graphs: list[fx.GraphModule], counting: Backend
 ) -> None:
-    model = small_model(memory_layers=(0, 2), **overrides)
+    model = small_model(memory_layers=(1,), **TWO_BLOCKS, **overrides)
     compiled = torch.compile(model, fullgraph=True, backend=counting)
     ours = theirs = model.new_memory(2)
     for step in range(6):
@@ -103,7 +93,7 @@ def test_a_stream_needs_one_graph_and_no_recompilation(
 def test_streams_that_come_forget_and_go_compile_nothing_after_the_warm_up(
     overrides: dict[str, object], graphs: list[fx.GraphModule], counting: Backend
 ) -> None:
-    model = two_blocks(**overrides)
+    model = small_model(**TWO_BLOCKS, **overrides)
     ours = compiled_recognizer(model, counting, max_batch_size=4)
     theirs = OnlineRecognizer(model, max_batch_size=4)
     ours.warm_up()
@@ -123,7 +113,7 @@ def test_streams_that_come_forget_and_go_compile_nothing_after_the_warm_up(
 
 
 def test_the_first_clip_warms_up_if_nobody_did(graphs: list[fx.GraphModule], counting: Backend) -> None:
-    model = one_block()
+    model = small_model(**ONE_BLOCK)
     ours, theirs = compiled_recognizer(model, counting, max_batch_size=3), OnlineRecognizer(model)
     check_alike([ours.push_clip(clip(0))], [theirs.push_clip(clip(0))])
     assert len(graphs) == 3  # for 1, 2 and 3 clips
@@ -135,13 +125,13 @@ def test_models_do_not_use_up_each_others_room(graphs: list[fx.GraphModule], cou
     """The compiler keeps few graphs of one function."""
     with torch._dynamo.config.patch(recompile_limit=2):
         for number in range(1, 4):
-            online = compiled_recognizer(one_block(), counting, max_batch_size=1)
+            online = compiled_recognizer(small_model(**ONE_BLOCK), counting, max_batch_size=1)
             assert np.isfinite([online.push_clip(clip(seed)).logits[0] for seed in range(2)]).all()
             assert len(graphs) == number
 
 
 def test_a_saved_stream_goes_on_compiled(counting: Backend) -> None:
-    model = one_block()
+    model = small_model(**ONE_BLOCK)
     saved, theirs = OnlineRecognizer(model), OnlineRecognizer(model)
     ours = compiled_recognizer(model, counting, max_batch_size=1)
     check_alike([saved.push_clip(clip(i)) for i in range(4)], [theirs.push_clip(clip(i)) for i in range(4)])
@@ -153,7 +143,7 @@ def test_a_saved_stream_goes_on_compiled(counting: Backend) -> None:
 
 
 def test_low_precision_compiles_once_too(graphs: list[fx.GraphModule], counting: Backend) -> None:
-    model = one_block()
+    model = small_model(**ONE_BLOCK)
     options = {"dtype": torch.bfloat16, "max_batch_size": 1}
     ours, theirs = compiled_recognizer(model, counting, **options), OnlineRecognizer(model, **options)  # type: ignore[arg-type]
     check_alike([ours.push_clip(clip(i)) for i in range(5)], [theirs.push_clip(clip(i)) for i in range(5)], 0.1)
@@ -161,14 +151,14 @@ def test_low_precision_compiles_once_too(graphs: list[fx.GraphModule], counting:
 
 
 def test_inductor_gives_what_eager_gives() -> None:
-    model = one_block()
+    model = small_model(**ONE_BLOCK)
     ours, theirs = OnlineRecognizer(model, compile=True, max_batch_size=1), OnlineRecognizer(model)
     check_alike([ours.push_clip(clip(i)) for i in range(6)], [theirs.push_clip(clip(i)) for i in range(6)])
 
 
 def test_a_machine_without_a_compiler_is_told_so() -> None:
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
-        online = OnlineRecognizer(one_block(), compile=True, max_batch_size=1)
+        online = OnlineRecognizer(small_model(**ONE_BLOCK), compile=True, max_batch_size=1)
         with pytest.raises(ValueError, match=r"install g\+\+ .* or leave out compile"):
             online.warm_up()
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import memvit
+from cpu_levels import cpu_level, emulated_kernels  # noqa: F401
 from golden_cases import CASES, GOLDEN, GoldenCase
 from memvit.kernels import cpu, reference_kernels
 from memvit.models.slowfast import release_name
@@ -43,6 +44,12 @@ def test_logits_agree_without_kernels_for_this_processor(name: str) -> None:
         test_logits_agree_at_every_step(name)
     finally:
         cpu.use(usual if usual in cpu.LEVELS else "off")
+
+
+@pytest.mark.parametrize("name", ["cls_all", "det_wide"])
+@pytest.mark.usefixtures("cpu_level")
+def test_logits_agree_with_the_kernels_for_every_processor(name: str) -> None:
+    test_logits_agree_at_every_step(name)
 
 
 def test_gradients_agree_for_every_parameter() -> None:

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from interpreted import compile_one_graph, kernel_process, models_take_them, needs_triton
-from memvit import MeMViT
 from memvit.kernels import triton_attention
 from memvit.kernels.backend import reference_kernels
-from tiny_models import small_model
+from tiny_models import ONE_BLOCK, small_model
 
 
 class Outcome(NamedTuple):
@@ -40,7 +39,7 @@ def run_stream(overrides: dict[str, Any], num_steps: int, is_low_precision: bool
     """
     torch.manual_seed(0)
     torch._dynamo.reset()
-    model = one_block(**overrides)
+    model = small_model(**ONE_BLOCK, **overrides)
     compiled, graphs = compile_one_graph(model, "eager")
     errors = [0.0, 0.0]
     with (
@@ -51,9 +50,9 @@ def run_stream(overrides: dict[str, Any], num_steps: int, is_low_precision: bool
     ):
         if is_low_precision:
             patch.setattr(triton_attention, "can_attend", lambda q, sizes, num_class: True)
-        memories = [model.new_memory(2, 4, 32, 16)] * 3
+        memories = [model.new_memory(2, 4, 16, 16)] * 3
         for step in range(num_steps):
-            clips = torch.randn(2, 3, 4, 32, 16)
+            clips = torch.randn(2, 3, 4, 16, 16)
             if step == 2:
                 memories = [memory.forget([True, False]) for memory in memories]
             with reference_kernels():
@@ -71,11 +70,11 @@ def train() -> tuple[float, dict[str, float]]:
     results = []
     for is_reference in (True, False):
         torch.manual_seed(0)
-        model = one_block().train()
+        model = small_model(**ONE_BLOCK).train()
         memory = None
         with reference_kernels() if is_reference else models_take_them():
             for _ in range(2):
-                logits, memory = model(torch.randn(2, 3, 4, 32, 16), memory)
+                logits, memory = model(torch.randn(2, 3, 4, 16, 16), memory)
             (logits * torch.linspace(-1, 1, logits.numel()).view(logits.shape)).sum().backward()
         results.append((logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
     (expected, expected_grads), (found, grads) = results
@@ -87,11 +86,6 @@ def train() -> tuple[float, dict[str, float]]:
         for name, grad in grads.items()
     }
     return float((found - expected).abs().max() / expected.abs().max()), errors
-
-
-def one_block(**overrides: Any) -> MeMViT:
-    """What is interpreted fastest."""
-    return small_model(depth=1, dim_mul=(), head_mul=(), q_strides=((0, 1, 2, 2),), **overrides)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from memvit import MeMViT, OnlineRecognizer
 from memvit.online import ClipPrediction
 from memvit.video import ClipTransform, Frame, TimeSampler, VideoReader
 from memvit.video.writer import VideoWriter
-from tiny_models import small_model
+from tiny_models import TWO_BLOCKS, small_model
 
 TESTS = Path(__file__).parent.parent
 
@@ -316,13 +316,7 @@ def test_models_that_need_boxes_are_refused() -> None:
 
 def test_two_hours_take_no_more_memory_than_five_minutes() -> None:
     """7200 s as a camera gives them, frame by frame at the sampled rate; every clip with full memory."""
-    two_blocks = {
-        "depth": 2,
-        "dim_mul": ((1, 2.0),),
-        "head_mul": ((1, 2.0),),
-        "q_strides": ((0, 1, 1, 1), (1, 1, 2, 2)),
-    }
-    online = recognizer(small_model(num_frames=16, patch_stride=(4, 8, 8), kv_stride_adaptive=(1, 2, 2), **two_blocks))
+    online = recognizer(small_model(num_frames=16, patch_stride=(4, 8, 8), kv_stride_adaptive=(1, 2, 2), **TWO_BLOCKS))
     frames = [noise(i, 32, 32) for i in range(16)]
     process, resident = psutil.Process(), {}
     num_predictions = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,7 @@ def count_parameters(model: nn.Module | MViTConfig) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@functools.lru_cache(maxsize=256)
 def count_macs(
     config: MViTConfig, num_frames: int | None = None, height: int | None = None, width: int | None = None
 ) -> int:
@@ -51,7 +53,8 @@ def count_macs(
 
     Counted are convolutions, linear layers and matrix products, those of attention and of relative positions among them,
     in the plain form of attention whatever kernel runs it. Not counted, as is usual: normalisation, softmax,
-    activations, averages and maxima. A model that classifies boxes is given `max_boxes` of them.
+    activations, averages and maxima. A model that classifies boxes is given `max_boxes` of them. What was counted is
+    remembered.
 
     Args:
         config: the model. Its memory has fixed slots, so an empty one costs what a full one does.

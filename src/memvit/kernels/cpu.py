@@ -115,24 +115,29 @@ class _CopyCall(Structure):
     ]
 
 
-class _Library(NamedTuple):
+class Library(NamedTuple):
     handle: ctypes.CDLL
     parallel_for: c_void_p
 
 
-def _load() -> _Library | str:
-    """The library, or why there is none."""
-    folder = Path(__file__).parent
-    path = next((folder / f"_cpu{end}" for end in EXTENSION_SUFFIXES if (folder / f"_cpu{end}").is_file()), None)
-    if path is None:
-        return "not built: the installation found no C++ compiler for them, or they do not exist for this kind of processor"
+def load(path: Path) -> Library | str:
+    """The library at this path, or why it cannot be loaded."""
     try:
         handle = ctypes.CDLL(str(path))
         handle.memvit_run_program.restype = c_int64
         torch_library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        return _Library(handle, ctypes.cast(torch_library.torch_parallel_for, c_void_p))
+        return Library(handle, ctypes.cast(torch_library.torch_parallel_for, c_void_p))
     except (OSError, AttributeError) as error:
         return f"could not be loaded: {error}"
+
+
+def _load_built() -> Library | str:
+    """The library that the installation built, or why there is none."""
+    folder = Path(__file__).parent
+    path = next((folder / f"_cpu{end}" for end in EXTENSION_SUFFIXES if (folder / f"_cpu{end}").is_file()), None)
+    if path is None:
+        return "not built: the installation found no C++ compiler for them, or they do not exist for this kind of processor"
+    return load(path)
 
 
 def use(wanted: str) -> None:
@@ -152,7 +157,7 @@ def use(wanted: str) -> None:
     _status = LEVELS[_level] if _level else "turned off" if best else "this processor has no AVX2 instructions"
 
 
-_loaded = _load()
+_loaded = _load_built()
 _level, _status = 0, ""
 use(os.environ.get("MEMVIT_CPU_KERNELS", LEVELS[-1]))
 
@@ -224,7 +229,7 @@ noting: ContextVar[Callable[[str, Structure], None] | None] = ContextVar("memvit
 
 def run(name: str, call: Structure) -> None:
     """Runs a kernel on PyTorch's threads with the instructions chosen."""
-    assert isinstance(_loaded, _Library)
+    assert isinstance(_loaded, Library)
     note = noting.get()
     if note is not None:
         note(name, call)
@@ -234,14 +239,14 @@ def run(name: str, call: Structure) -> None:
 
 def run_program(program: Structure, bases: Any) -> None:
     """Runs kernels one after the other, see `program`."""
-    assert isinstance(_loaded, _Library)
+    assert isinstance(_loaded, Library)
     failed = _loaded.handle.memvit_run_program(byref(program), bases, _level, _loaded.parallel_for)
     assert failed == -1, f"kernel {failed} of a recorded step does not take its shapes"
 
 
 def open_windows(windows: Array[Any], bases: Any, room: Tensor, position: int, is_new: bool) -> None:
     """Says where in a room the slots lie that a recorded step returns, see `rooms`."""
-    assert isinstance(_loaded, _Library)
+    assert isinstance(_loaded, Library)
     start = c_void_p(room.data_ptr())
     _loaded.handle.memvit_open_windows(windows, c_int64(len(windows)), bases, start, c_int64(position), int(is_new))
 
