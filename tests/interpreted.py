@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +20,15 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(not is_available(), reason="Triton is not installed: there are no kernels")
 
 
+def _begin() -> None:
+    torch.set_num_threads(1)
+    if DEVICE == "cpu" and is_available():
+        from triton.runtime.interpreter import interpreter_builder
+
+        # Half of its time went to looking for overflows, which need larger tensors than are interpreted.
+        interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
+
+
 @contextmanager
 def kernel_process(**environment: str) -> Iterator[ProcessPoolExecutor]:
     """Where kernels run. Triton is interpreted in a whole process or not at all; in that of the tests it is not."""
@@ -27,7 +37,7 @@ def kernel_process(**environment: str) -> Iterator[ProcessPoolExecutor]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
+        executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin)
         executor.submit(int).result()  # it has begun, with this environment
     with executor:
         yield executor
