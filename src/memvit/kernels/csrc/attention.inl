@@ -106,7 +106,7 @@ struct Attention : Queries<T> {
       this->for_groups(t, begin, end, MR, parts, [&](int64_t r, const int32_t* order, int64_t count) {
         const O* table = static_cast<const O*>(term.table) + r * d * term.entries;
         for (int64_t i = 0; i < MR; i++) copy_query(begin + order[smaller(i, count - 1)], b, head, rows + i * d);
-        for (int64_t e = 0; e < term.entries; e += W) {
+        for (int64_t e = 0; e < term.entries; e += ENTRIES) {
           if (count > MR / 2) products<MR>(rows, table + e * PAIRS, term.entries, order, count, own + e);
           else products<MR / 2>(rows, table + e * PAIRS, term.entries, order, count, own + e);
         }
@@ -116,12 +116,16 @@ struct Attention : Queries<T> {
     }
   }
 
+  static constexpr int64_t ENTRIES = 16;  // what entries are padded to multiples of
+
   template <int R>
   void products(const O* rows, const O* table, int64_t stride, const int32_t* order, int64_t count, float* to) const {
-    Vec acc[R][1];
-    product<R, 1>(acc, rows, call.head_dim, table, call.head_dim, stride);
+    constexpr int V = ENTRIES / W;
+    Vec acc[R][V];
+    product<R, V>(acc, rows, call.head_dim, table, call.head_dim, stride);
     for (int i = 0; i < R; i++)
-      if (i < count) store(to + order[i] * value_width, acc[i][0]);
+      for (int v = 0; v < V; v++)
+        if (i < count) store(to + order[i] * value_width + v * W, acc[i][v]);
   }
 
   void copy_query(int64_t i, int64_t b, int64_t head, O* to) const {

@@ -3,6 +3,7 @@
 
 constexpr int64_t DEPTH_AT_ONCE = 192;  // of a panel of weights, which stays in the first cache while rows go past it
 constexpr int64_t ROWS_AT_ONCE = 96;    // whose sums stay beside it
+constexpr int64_t SECOND_CACHE = 1 << 20;  // bytes: weights beyond come from so far that they are fetched in advance
 
 // Rows times panels of weights. What becomes of the sums of a row and a panel is up to `finish(row, column, sums)`.
 template <typename Finish>
@@ -14,12 +15,20 @@ struct Product {
 
   void run(FloatRows a, int64_t rows, int64_t first_panel, int64_t end_panel) const {
     const int64_t parts = larger((depth + DEPTH_AT_ONCE - 1) / DEPTH_AT_ONCE, 1);
+    const int64_t part_bytes = depth / parts * P * sizeof(float);
+    // Cache lines of the next part that are fetched beside each group of rows.
+    const bool is_far = (end_panel - first_panel) * parts * part_bytes > SECOND_CACHE;
+    const int64_t lines = is_far ? part_bytes / 64 / larger(rows / MR, 1) + 1 : 0;
     for (int64_t panel = first_panel; panel < end_panel; panel++)
       for (int64_t part = 0; part < parts; part++) {
         const int64_t begin = part * depth / parts, count = (part + 1) * depth / parts - begin;
         const Part own{a.data + begin, a.stride, weight + (panel * depth + begin) * P, count, panel * P, part == 0, part + 1 == parts};
+        const char* next = reinterpret_cast<const char*>(own.b + count * P);  // the part after this lies behind it
         int64_t row = 0;
-        for (; row + MR <= rows; row += MR) add_rows<MR>(own, row);
+        for (; row + MR <= rows; row += MR) {
+          for (int64_t i = 0; i < lines; i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+          add_rows<MR>(own, row);
+        }
         for (; row < rows; row++) add_rows<1>(own, row);
       }
   }
