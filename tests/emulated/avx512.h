@@ -70,7 +70,8 @@ static inline __m512 fnmadd_ps(__m512 a, __m512 b, __m512 c) { return fmadd_ps(-
 static inline __m512 rcp14_ps(__m512 v) {
   return castsi512_ps((__m512i)((Int32x16)(1.f / v) & ~0x1ff));
 }
-static inline __m512 roundscale_ps(__m512 v, int) {
+static inline __m512 roundscale_ps(__m512 v, int how) {
+  if (how != (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)) __builtin_trap();
   const Floats x(v);
   return floats([&](int i) { return __builtin_nearbyintf(x.lane[i]); });
 }
@@ -128,6 +129,7 @@ static inline __m256i cvtepi32_epi16(__m512i v) {
 }
 
 static inline __mmask16 cmp_ps_mask(__m512 a, __m512 b, int how) {
+  if (how != _CMP_ORD_Q && how != _CMP_UNORD_Q) __builtin_trap();  // the kernels ask for nothing else
   const Floats x(a), y(b);
   return mask([&](int i) {
     const bool ordered = x.lane[i] == x.lane[i] && y.lane[i] == y.lane[i];
@@ -179,7 +181,8 @@ static inline void mask_storeu_epi16_256(void* p, __mmask16 k, __m256i v) {
   for (int i = 0; i < 16; i++)
     if (has(k, i)) static_cast<uint16_t*>(p)[i] = x[i];
 }
-static inline __m512 mask_i32gather_ps(__m512 from, __mmask16 k, __m512i index, const void* p, int) {
+static inline __m512 mask_i32gather_ps(__m512 from, __mmask16 k, __m512i index, const void* p, int scale) {
+  if (scale != sizeof(float)) __builtin_trap();
   const Floats x(from);
   const Words at(index);
   return floats([&](int i) { return has(k, i) ? static_cast<const float*>(p)[at.lane[i]] : x.lane[i]; });

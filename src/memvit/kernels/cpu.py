@@ -116,6 +116,8 @@ class _CopyCall(Structure):
 
 
 class Library(NamedTuple):
+    """The C++ library, and the loop of PyTorch's that it runs in."""
+
     handle: ctypes.CDLL
     parallel_for: c_void_p
 
