@@ -3,7 +3,7 @@
 
 constexpr int64_t DEPTH_AT_ONCE = 192;  // of a panel of weights, which stays in the first cache while rows go past it
 constexpr int64_t ROWS_AT_ONCE = 96;    // whose sums stay beside it
-constexpr int64_t SECOND_CACHE = 1 << 20;  // bytes: weights beyond come from so far that they are fetched in advance
+constexpr int64_t FAR = 1 << 20;        // bytes: more weights than this do not stay near, and are fetched in advance
 
 // Rows times panels of weights. What becomes of the sums of a row and a panel is up to `finish(row, column, sums)`.
 template <typename Finish>
@@ -17,7 +17,7 @@ struct Product {
     const int64_t parts = larger((depth + DEPTH_AT_ONCE - 1) / DEPTH_AT_ONCE, 1);
     const int64_t part_bytes = depth / parts * P * sizeof(float);
     // Cache lines of the next part that are fetched beside each group of rows.
-    const bool is_far = (end_panel - first_panel) * parts * part_bytes > SECOND_CACHE;
+    const bool is_far = (end_panel - first_panel) * parts * part_bytes > FAR;
     const int64_t lines = is_far ? part_bytes / 64 / larger(rows / MR, 1) + 1 : 0;
     for (int64_t panel = first_panel; panel < end_panel; panel++)
       for (int64_t part = 0; part < parts; part++) {
