@@ -2,6 +2,8 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
@@ -15,3 +17,12 @@ torch.set_num_threads(1)  # small operations, and two test processes on two core
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def process() -> Iterator[ProcessPoolExecutor]:
+    """Where kernels for GPUs run if there is none: one for all of their tests, as it takes seconds to begin."""
+    from interpreted import kernel_process
+
+    with kernel_process() as executor:
+        yield executor

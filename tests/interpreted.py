@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from memvit.kernels import max_pooling, patches, triton_folding, triton_norm, triton_pooling
+from memvit.kernels import cpu, max_pooling, patches, triton_folding, triton_norm, triton_pooling
 from memvit.kernels.triton_pooling import is_available
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,30 +30,22 @@ def _begin() -> None:
 
 
 @contextmanager
-def kernel_process(**environment: str) -> Iterator[ProcessPoolExecutor]:
+def kernel_process() -> Iterator[ProcessPoolExecutor]:
     """Where kernels run. Triton is interpreted in a whole process or not at all; in that of the tests it is not."""
-    if DEVICE == "cpu":
-        environment["TRITON_INTERPRET"] = "1"
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
+        if DEVICE == "cpu":
+            patch.setenv("TRITON_INTERPRET", "1")
         executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin)
         executor.submit(int).result()  # it has begun, with this environment
     with executor:
         yield executor
 
 
-@pytest.fixture(scope="module", name="process")
-def process_fixture() -> Iterator[ProcessPoolExecutor]:
-    """A `kernel_process` for all tests of a file."""
-    with kernel_process() as executor:
-        yield executor
-
-
 @contextmanager
 def models_take_them() -> Iterator[None]:
-    """In such a process: models on CPUs run the kernels that they would run on a GPU."""
+    """In such a process: models on CPUs run the kernels that they would run on a GPU, and none for CPUs."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "_level", 0)
         patch.setattr(triton_pooling, "can_pool", lambda x, poolings: True)
         patch.setattr(triton_folding, "can_fold", lambda q, folding: True)
         patch.setattr(triton_folding, "folds_on", lambda device: True)

@@ -139,7 +139,7 @@ def _refusal(*arguments: str) -> str | None:
             if arguments[0] in TRAINING_COMMANDS:
                 _training_parser().parse_args(list(arguments))
             else:
-                build_parser().parse_args(list(arguments))
+                build_parser(arguments[0]).parse_args(list(arguments))
     except SystemExit as stopped:
         return None if stopped.code == 0 else said.getvalue().strip()
     return None

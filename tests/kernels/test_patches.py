@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from compiling import compiling, ignores_defaults
 from torch import Tensor, nn
 
-from interpreted import DEVICE, compile_one_graph, needs_triton, process_fixture, relative_error  # noqa: F401
+from interpreted import DEVICE, compile_one_graph, needs_triton, relative_error
 from memvit.kernels import patches
 from memvit.kernels.backend import reference_kernels
 from memvit.kernels.patches import patch_embed

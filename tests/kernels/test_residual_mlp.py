@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from interpreted import DEVICE, needs_triton, process_fixture  # noqa: F401
+from interpreted import DEVICE, needs_triton
 from memvit.kernels import linear, triton_norm
 from memvit.kernels.linear import MLP, gelu_linear
 from memvit.kernels.residual_mlp import residual_mlp

@@ -12,7 +12,7 @@ import torch
 from compiling import compiling, ignores_defaults, unwritten
 from torch import Tensor
 
-from interpreted import DEVICE, needs_triton, process_fixture  # noqa: F401
+from interpreted import DEVICE, needs_triton
 from memvit.kernels import triton_attention
 from memvit.kernels.attention import FoldedPositions, KeyMask, RelativePositions, attention
 from memvit.kernels.backend import reference_kernels

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from compiling import compiling, ignores_defaults
 from torch import Tensor, nn
 
-from interpreted import DEVICE, needs_triton, process_fixture, relative_error  # noqa: F401
+from interpreted import DEVICE, needs_triton, relative_error
 from memvit.kernels import triton_linear
 from memvit.kernels.linear import Linear, linear_each
 

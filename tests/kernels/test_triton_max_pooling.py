@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from compiling import compiling, ignores_defaults
 from torch import Tensor
 
-from interpreted import DEVICE, compile_one_graph, needs_triton, process_fixture  # noqa: F401
+from interpreted import DEVICE, compile_one_graph, needs_triton
 from memvit.kernels import max_pooling
 from memvit.kernels.max_pooling import max_pool
 

@@ -17,7 +17,7 @@ from compiling import compiling, ignores_defaults
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from interpreted import DEVICE, exactly, needs_triton, process_fixture, relative_error  # noqa: F401
+from interpreted import DEVICE, exactly, needs_triton, relative_error
 from memvit.kernels.norm import add_layer_norm, layer_norm
 from memvit.kernels.triton_norm import can_norm, triton_add_layer_norm, triton_layer_norm
 from memvit.models.checkpointing import Recompute, run_block

@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from compiling import compiling, ignores_defaults
 from torch import Tensor
 
-from interpreted import (  # noqa: F401
+from interpreted import (
     DEVICE,
     compile_one_graph,
     exactly,
     needs_triton,
-    process_fixture,
     relative_error,
 )
 from memvit.benchmarks import kernels

@@ -93,7 +93,7 @@ def test_a_stream_needs_one_graph_and_no_recompilation(
 def test_streams_that_come_forget_and_go_compile_nothing_after_the_warm_up(
     overrides: dict[str, object], graphs: list[fx.GraphModule], counting: Backend
 ) -> None:
-    model = small_model(**TWO_BLOCKS, **overrides)
+    model = small_model(**ONE_BLOCK, **overrides)
     ours = compiled_recognizer(model, counting, max_batch_size=4)
     theirs = OnlineRecognizer(model, max_batch_size=4)
     ours.warm_up()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from interpreted import compile_one_graph, kernel_process, models_take_them, needs_triton
+from interpreted import compile_one_graph, models_take_them, needs_triton
 from memvit.kernels import triton_attention
 from memvit.kernels.backend import reference_kernels
 from tiny_models import ONE_BLOCK, small_model
@@ -86,13 +85,6 @@ def train() -> tuple[float, dict[str, float]]:
         for name, grad in grads.items()
     }
     return float((found - expected).abs().max() / expected.abs().max()), errors
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[ProcessPoolExecutor]:
-    """Where kernels run: those for CPUs are off there, so that those for GPUs get to run."""
-    with kernel_process(TRITON_INTERPRET="1", MEMVIT_CPU_KERNELS="off") as executor:
-        yield executor
 
 
 @needs_triton

@@ -48,6 +48,32 @@ def test_every_option_of_ours_is_in_the_help(capsys: pytest.CaptureFixture[str])
         assert option in out
 
 
+def test_one_batch_is_not_all_of_them(config: Path, tmp_path: Path) -> None:
+    """In a process of its own: what Lightning's annotations mean depends on what was imported before it."""
+    path = tmp_path / "limits.yaml"
+    path.write_text("trainer: {limit_train_batches: 1, limit_test_batches: 1.0}")
+    options = [
+        "--trainer.limit_val_batches",
+        "1",
+        "--trainer.limit_predict_batches=1.0",
+        "--trainer.overfit_batches",
+        "2",
+    ]
+    command = [sys.executable, "-m", "memvit", "fit", "--config", str(config), "--config", str(path), *options]
+    done = subprocess.run([*command, "--print_config"], capture_output=True, text=True, check=True)
+    trainer = yaml.safe_load(done.stdout)["trainer"]
+    found = {
+        name: repr(value) for name, value in trainer.items() if name.startswith("limit_") or name == "overfit_batches"
+    }
+    assert found == {
+        "limit_train_batches": "1",
+        "limit_val_batches": "1",
+        "limit_test_batches": "1.0",
+        "limit_predict_batches": "1.0",
+        "overfit_batches": "2",
+    }
+
+
 def test_training_ends_with_a_model_that_predicts(
     config: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

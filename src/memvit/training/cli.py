@@ -104,6 +104,42 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+class VideoTrainer(Trainer):
+    """Lightning's trainer, to which 1 is one batch and 1.0 all of them, as its own help says.
+
+    Which of `int` and `float` its annotations name first depends on what else was imported before it, for `typing` takes
+    unions of the same types for one another; where it is `float`, the command line's 1 would become 1.0. Unions that are
+    written as here keep their order.
+
+    Args:
+        limit_train_batches: how much of the training data an epoch takes; int: batches of each process, float: a share.
+        limit_val_batches: how much of the data to validate with, in the same way.
+        limit_test_batches: how much of the test data, in the same way.
+        limit_predict_batches: how much of the data to predict, in the same way.
+        overfit_batches: trains and validates with so little of the training data, in the same way; 0: with all as usual.
+        others: everything else, as Lightning has it.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        **others: Any,
+    ) -> None:
+        super().__init__(
+            limit_train_batches=limit_train_batches,
+            limit_val_batches=limit_val_batches,
+            limit_test_batches=limit_test_batches,
+            limit_predict_batches=limit_predict_batches,
+            overfit_batches=overfit_batches,
+            **others,
+        )
+
+
 class SaveConfig(SaveConfigCallback):
     """Writes the configuration next to the logs of a training."""
 
@@ -128,18 +164,20 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, console: Console, arguments: list[str]) -> None:
         self.console = console
+        self.wanted = [name for name in TRAINING_COMMANDS if name in arguments[:1]] or list(TRAINING_COMMANDS)
         self.folder: Path | None = None
         self.checkpoint: Path | None = None
         super().__init__(
             VideoClassifier,
             VideoData,
+            trainer_class=VideoTrainer,
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_kwargs={
                 "prog": "memvit",
-                **{name: {"description": text} for name, text in TRAINING_COMMANDS.items()},
+                **{name: {"description": TRAINING_COMMANDS[name]} for name in self.wanted},
             },
             subclass_mode_data=True,
             args=arguments,
@@ -147,9 +185,11 @@ class TrainingCLI(LightningCLI):
             load_from_checkpoint_support=False,
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The subcommands, and the arguments of the trainer's methods that they do without."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The subcommands, and the arguments of the trainer's methods that they do without.
+
+        Only the one on the command line, if there is one: making the others' parsers takes longer than all other parsing.
+        """
         skipped = {
             "model",
             "dataloaders",
@@ -160,7 +200,7 @@ class TrainingCLI(LightningCLI):
             "weights_only",
             "verbose",
         }
-        return dict.fromkeys(TRAINING_COMMANDS, skipped)
+        return dict.fromkeys(self.wanted, skipped)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds our options to a subcommand."""
