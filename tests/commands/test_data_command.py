@@ -100,6 +100,20 @@ def test_boxes_are_checked_with_their_label_map(run: Run) -> None:
     assert "error: boxes.csv:1: 901 s lies outside video 'ok'" in out
 
 
+def test_kinetics_is_checked_with_its_classes(run: Run) -> None:
+    Path("train.csv").write_text("ok.mp4 1\n")
+    Path("classes.txt").write_text("walk\nsit\n")
+    options = ["--videos", "data", "--task", "kinetics"]
+    code, out, _ = run("data", "check", "train.csv", *options, "--classes", "classes.txt")
+    assert code == 0, out
+    assert "2 classes of label: sit (1), walk (0)" in out
+    Path("train.csv").write_text("ok.mp4 2\ngone.mp4 1\n")
+    code, out, _ = run("data", "check", "train.csv", *options, "--classes", "classes.txt")
+    assert code == 1
+    assert "error: train.csv:1: 2 is no class: classes.txt names 2, numbered from 0 to 1" in out
+    assert "error: train.csv:2: there is no video 'gone.mp4' in data" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -107,6 +121,8 @@ def test_boxes_are_checked_with_their_label_map(run: Run) -> None:
         (["train.csv", "--videos", "nowhere"], "error: nowhere: no such folder"),
         (["train.csv", "--videos", "data", "--label_map", "x"], "error: --label_map and --first_second are for boxes"),
         (["train.csv", "--videos", "data", "--task", "boxes", "--label_map", "x.csv"], "error: x.csv: no such file"),
+        (["train.csv", "--videos", "data", "--classes", "x"], "error: --classes is for kinetics"),
+        (["train.csv", "--videos", "data", "--task", "kinetics", "--clip_s", "1"], "error: --clip_s says nothing"),
         (["train.csv"] * 4 + ["--videos", "data"], "error: 4 files of annotations: give 1 to 3"),
         (["train.csv", "--videos", "data", "--clip_s", "-1"], "error: clip_s=-1.0 is no length"),
     ],

@@ -10,6 +10,7 @@ from counted_videos import write
 from memvit.datasets.ava_boxes import read_boxes
 from memvit.datasets.check import Report, check_annotations
 from memvit.datasets.clips import ClipTiming
+from memvit.datasets.kinetics import find_labelled_videos
 from memvit.datasets.segments import SegmentsDataset, read_segments
 
 HEADER = "video,start_s,end_s,label\n"
@@ -156,3 +157,57 @@ def test_what_cannot_be_checked_is_refused(tmp_path: Path, videos: Path) -> None
         check_annotations(["a", "b", "c", "d"], read)
     with pytest.raises(ValueError, match="clip_s=0 is no length of a clip"):
         check_annotations(["a"], read, clip_s=0)
+
+
+def test_lists_of_videos_with_one_label_each_are_checked(tmp_path: Path, videos: Path) -> None:
+    train, val = tmp_path / "train.csv", tmp_path / "val.csv"
+    train.write_text("a.mp4 0\nb.mp4,2\nnone.mp4 2\ne.mp4 0\nb 2\nc.mp4\nd.mp4 two\n")
+    val.write_text("c.mp4 0\na.mp4 3\n")
+    report = check_annotations([train, val], partial(find_labelled_videos, videos=videos))
+    assert [(s.num_videos, s.num_entries, s.num_clips, s.labelled_share) for s in report.splits] == [
+        (2, 4, 2, 1),
+        (2, 2, 2, 1),
+    ]
+    assert report.splits[0].classes == {"label": {"0": 2, "2": 2, "1": 0}}
+    errors = found(report, "error")
+    assert [error.split(": ")[0].rsplit(":")[-1] for error in errors] == ["3", "4", "5", "6", "7", "2"]
+    for error, says in zip(
+        errors,
+        (
+            "no video 'none.mp4'",
+            "e.mp4",
+            "same video as in line 2",
+            "has no label",
+            "'two' is not a whole number",
+            "'3' is not in",
+        ),
+        strict=True,
+    ):
+        assert says in error
+    assert f"{val}:2: videos of val that are in train as well (1): a.mp4" in found(report, "warning")
+
+
+def test_folders_of_classes_are_checked(tmp_path: Path) -> None:
+    for name in ("train/dance/1.mp4", "train/run/2.mp4", "val/dance/3.mp4", "val/jump/4.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, 0, 8, (16, 16), fps=8)
+    (tmp_path / "val/dance/5.mp4").write_bytes(b"no video at all")
+    (tmp_path / "empty").mkdir()
+    read = partial(find_labelled_videos, videos=tmp_path)
+    report = check_annotations([tmp_path / "train", tmp_path / "val"], read)
+    assert [error.split(": ")[0] for error in found(report, "error")] == [
+        f"{tmp_path}/val"
+    ] * 2  # folders have no lines
+    assert "5.mp4" in found(report, "error")[0]
+    assert "label 'jump' is not in" in found(report, "error")[1]
+
+    (tmp_path / "classes.txt").write_text("dance\nrun\njump\n")
+    report = check_annotations([tmp_path / "train"], partial(read, classes=tmp_path / "classes.txt"))
+    assert report.ok
+    assert report.splits[0].classes == {"label": {"dance": 1, "run": 1, "jump": 0}}
+    assert any("never occur (1 of 3): 'jump'" in warning for warning in found(report, "warning"))
+    (tmp_path / "classes.txt").write_text("dance\n")
+    report = check_annotations([tmp_path / "train"], partial(read, classes=tmp_path / "classes.txt"))
+    assert "'run' is no class" in found(report, "error")[0]
+    (error,) = found(check_annotations([tmp_path / "empty"], read), "error")
+    assert "no videos; give a list" in error

@@ -15,10 +15,11 @@ def check(
     files: list[str],
     *,
     videos: str,
-    task: Literal["clip", "frames", "boxes", "epic"] = "clip",
+    task: Literal["clip", "frames", "boxes", "epic", "kinetics"] = "clip",
     multi_label: bool = False,
     clip_s: float | None = None,
     label_map: str | None = None,
+    classes: str | None = None,
     first_second: float = 0.0,
     image_fps: float | None = None,
     json: bool = False,
@@ -31,15 +32,18 @@ def check(
     Examples:
         memvit data check train.csv val.csv --videos DIR
         memvit data check train.csv --videos DIR --json
+        memvit data check data/k400/train.csv data/k400/val.csv --videos data/k400/videos --task kinetics
 
     Args:
-        files: CSV files to train on, validate and test with, in this order; the first alone will do.
+        files: CSV files to train on, validate and test with, in this order; the first alone will do. For kinetics lists, or
+            folders with a folder of videos per class.
         videos: folder with the videos.
-        task: what is labelled: clips, the token times in them (both as video,start_s,end_s,label), boxes (AVA's form), or
-            epic: segments in the files of EPIC-KITCHENS-100.
+        task: what is labelled: clips, the token times in them (both as video,start_s,end_s,label), boxes (AVA's form);
+            epic: segments in the files of EPIC-KITCHENS-100; kinetics: whole videos, one label each.
         multi_label: several classes can be true at a time. Boxes always may have several actions.
         clip_s: length of a clip in seconds, to see how many clips an epoch has.
         label_map: names of the actions of boxes, a CSV file with the columns label_id,label_name.
+        classes: names of the classes, for kinetics: a file with one a line, or .json or .csv with their numbers.
         first_second: the second of the annotations at which the video files begin, for boxes; 900 for AVA's own.
         image_fps: images per second of folders of images; left out: 30, or in EPIC-KITCHENS-100 what it must be.
         json: print JSON.
@@ -49,6 +53,7 @@ def check(
     from memvit.datasets.ava_boxes import read_boxes
     from memvit.datasets.check import check_annotations
     from memvit.datasets.epic_kitchens import open_epic
+    from memvit.datasets.kinetics import find_labelled_videos
     from memvit.datasets.label_maps import read_label_map
     from memvit.datasets.segments import read_segments
     from memvit.models.zoo import cache_dir
@@ -57,7 +62,15 @@ def check(
     read: Callable[..., Any]
     if task != "boxes" and (label_map is not None or first_second):
         raise ValueError("--label_map and --first_second are for boxes: give --task boxes as well, or leave them out")
-    if task == "epic":
+    if task != "kinetics" and classes is not None:
+        raise ValueError("--classes is for kinetics: give --task kinetics as well, or leave it out")
+    if task == "kinetics" and clip_s is not None:
+        raise ValueError(
+            "--clip_s says nothing of kinetics, where an epoch takes one clip of every video: leave it out"
+        )
+    if task == "kinetics":
+        read = partial(find_labelled_videos, videos=videos, classes=classes)
+    elif task == "epic":
         read = partial(open_epic, videos=videos, image_fps=image_fps, cache=cache_dir())
     elif task == "boxes":
         if label_map is not None:
@@ -70,7 +83,7 @@ def check(
     if json:
         print(jsons.dumps(report.to_dict(), indent=2))
     else:
-        print_report(report, "boxes" if task == "boxes" else "segments")
+        print_report(report, {"boxes": "boxes", "kinetics": "labels"}.get(task, "segments"))
     return 0 if report.ok else 1
 
 

@@ -190,6 +190,20 @@ class AnnotationFile:
             Counter(name for entry in self.entries for name in entry.labels[i]) for i in range(len(self.heads))
         )
 
+    def count_clips(self, durations: Mapping[str, float], clip_s: float | None) -> int | None:
+        """Clips of one epoch: the keyframes, or else by the length of a clip; ``None`` where that is not known.
+
+        Args:
+            durations: per video that can be read, seconds.
+            clip_s: length of a clip, seconds.
+        """
+        keyframes = {(entry.video, entry.start_s) for entry in self.entries if entry.start_s == entry.end_s}
+        if keyframes:
+            return len(keyframes)
+        if clip_s is None:
+            return None
+        return sum(max(1, math.ceil(duration_s / clip_s - 1e-3)) for duration_s in durations.values())
+
     def find_outside(self, durations: Mapping[str, float]) -> list[Finding]:
         """Entries outside their videos: an error where nothing of one lies inside, otherwise a warning.
 

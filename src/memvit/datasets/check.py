@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any, Literal
 
 from memvit.datasets.annotations import (
@@ -16,10 +17,11 @@ from memvit.datasets.annotations import (
     SPLITS,
     AnnotationFile,
     Finding,
+    Measured,
     Progress,
     enumerate_texts,
-    measure,
 )
+from memvit.datasets.measuring import measure_once
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class SplitReport:
         num_entries: segments, or boxes counted once for every action.
         classes: per head, how many entries each class has, the most frequent first.
         labelled_share: of the videos' time, the share in which something is labelled; ``None`` for keyframes.
-        num_clips: clips of one epoch, if the length of a clip was given, else ``None``.
+        num_clips: clips of one epoch, if that is known, say because the length of a clip was given, else ``None``.
     """
 
     split: str
@@ -83,7 +85,7 @@ def check_annotations(
         read: how, say `read_segments` or `read_boxes` with everything but the path filled in.
         clip_s: length of a clip, seconds, to say how many an epoch has.
         image_fps: images per second of folders of images.
-        on_progress: called with (videos opened, videos in all).
+        on_progress: called with (videos opened, videos to be opened), file by file.
 
     Raises:
         FileNotFoundError: there is no folder with videos.
@@ -102,7 +104,9 @@ def check_annotations(
             files[split] = read(path)
         except (ValueError, OSError) as error:  # says where
             findings.append(Finding("error", "unusable file", str(error)))
-    measured = measure(*files.values(), image_fps=image_fps, on_progress=on_progress)
+    measured: dict[Path, Measured | str] = {}
+    for file in files.values():
+        measured |= measure_once(file, image_fps=image_fps, on_progress=on_progress)
     splits = []
     for split, file in files.items():
         durations = {}
@@ -110,7 +114,7 @@ def check_annotations(
         for name, path in file.paths.items():
             found = measured[path]
             if isinstance(found, str):
-                findings.append(Finding("error", "unreadable video", found, str(file.path), file.lines[name]))
+                findings.append(Finding("error", "unreadable video", found, str(file.path), file.lines[name] or None))
             else:
                 durations[name] = found.duration_s
         for text in file.folder.incomplete():
@@ -130,13 +134,8 @@ def _describe(split: str, file: AnnotationFile, durations: dict[str, float], cli
     for entry in file.entries:
         if any(entry.labels) and entry.video in durations:
             spans.setdefault(entry.video, []).append((entry.start_s, min(entry.end_s, durations[entry.video])))
-    keyframes = {(entry.video, entry.start_s) for entry in file.entries if entry.start_s == entry.end_s}
+    are_keyframes = any(entry.start_s == entry.end_s for entry in file.entries)
     total_s = sum(durations.values())
-    num_clips = None
-    if keyframes:
-        num_clips = len(keyframes)
-    elif clip_s is not None:
-        num_clips = sum(max(1, math.ceil(duration_s / clip_s - 1e-3)) for duration_s in durations.values())
     labelled_s = sum(_covered(of_video) for of_video in spans.values())
     return SplitReport(
         split=split,
@@ -145,8 +144,8 @@ def _describe(split: str, file: AnnotationFile, durations: dict[str, float], cli
         hours=total_s / 3600,
         num_entries=len(file.entries),
         classes={head: dict(count.most_common()) for head, count in zip(file.heads, file.class_counts(), strict=True)},
-        labelled_share=None if keyframes or not total_s else labelled_s / total_s,
-        num_clips=num_clips,
+        labelled_share=None if are_keyframes or not total_s else labelled_s / total_s,
+        num_clips=file.count_clips(durations, clip_s),
     )
 
 
@@ -199,7 +198,7 @@ def _find_unknown(file: AnnotationFile, train: AnnotationFile) -> Iterator[Findi
                     unknown.setdefault((head, name), entry.line)
     for (head, name), line in unknown.items():
         message = f"{head} {name!r} is not in {train.path}: correct it, or add it there"
-        yield Finding("error", "unknown label", message, str(file.path), line)
+        yield Finding("error", "unknown label", message, str(file.path), line or None)
 
 
 def _find_shared(files: dict[str, AnnotationFile]) -> Iterator[Finding]:
@@ -211,7 +210,7 @@ def _find_shared(files: dict[str, AnnotationFile]) -> Iterator[Finding]:
             message = (
                 f"videos of {second} that are in {first} as well ({len(shared)}): {enumerate_texts(shared, MAX_NAMED)}"
             )
-            yield Finding("warning", "shared video", message, str(other.path), other.lines[shared[0]])
+            yield Finding("warning", "shared video", message, str(other.path), other.lines[shared[0]] or None)
 
 
 def _find_unused(files: dict[str, AnnotationFile]) -> Iterator[Finding]:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from memvit.datasets.annotations import MAX_NAMED, AnnotationFile, Progress, VideoFolder, enumerate_texts
+from memvit.datasets.annotations import (
+    MAX_NAMED,
+    AnnotationFile,
+    Entry,
+    Finding,
+    Progress,
+    VideoFolder,
+    enumerate_texts,
+)
 from memvit.datasets.class_files import read_class_names
 from memvit.datasets.clips import Annotation, ClipTiming, Task, Video
 from memvit.datasets.measuring import measure_once
@@ -152,6 +162,19 @@ class LabelledVideos(AnnotationFile):
     class_names: tuple[str, ...] = ()
     class_of: dict[str, int] = field(default_factory=dict)
 
+    def class_counts(self) -> tuple[Counter[str], ...]:
+        """How many videos have each class; 0 for those that are known and have none."""
+        (found,) = super().class_counts()
+        return (Counter({name: found[name] for name in self.class_names}),)
+
+    def find_outside(self, durations: Mapping[str, float]) -> list[Finding]:
+        """Nothing: a label is true of all of its video."""
+        return []
+
+    def count_clips(self, durations: Mapping[str, float], clip_s: float | None) -> int | None:
+        """An epoch takes one clip of every video."""
+        return len(durations)
+
     def check(self) -> None:
         """Raises an error if there is one among the findings; missing videos are none.
 
@@ -168,6 +191,20 @@ class LabelledVideos(AnnotationFile):
 def read_labelled_videos(
     source: str | os.PathLike[str], videos: str | os.PathLike[str], *, classes: Classes | None = None
 ) -> LabelledVideos:
+    """As `find_labelled_videos`; what is wrong in lines and labels is an error.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: lines or labels that cannot be used, with file and line.
+    """
+    file = find_labelled_videos(source, videos, classes=classes)
+    file.check()
+    return file
+
+
+def find_labelled_videos(
+    source: str | os.PathLike[str], videos: str | os.PathLike[str], *, classes: Classes | None = None
+) -> LabelledVideos:
     """Reads which videos there are and what each shows, as `KineticsDataset` describes it; opens none.
 
     Args:
@@ -176,11 +213,11 @@ def read_labelled_videos(
         classes: a file with their names; or, as one head, those of training; None: those that are found.
 
     Returns:
-        The videos; those that are missing have no path.
+        The videos; those that are missing have no path. Lines and labels that cannot be used are among the findings.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: lines or labels that cannot be used, with file and line.
+        ValueError: there is no video, or names of classes cannot be used.
     """
     names = None if classes is None else _named(classes)
     origin = f"{os.fspath(classes)} names" if isinstance(classes, str | os.PathLike) else "training has"
@@ -192,9 +229,13 @@ def read_labelled_videos(
                 message = f"{label} is no class: {origin} {len(names)}, {_range(names, number < 0)}"
                 file.error("unknown label", message, file.lines[name] or None)
         file.class_names = names
-    file.check()
-    if not file.class_of:
+    if not (file.class_of or file.findings):
         raise ValueError(f"{source}: no videos; give a list of videos, or a folder with a folder of videos per class")
+    file.entries = [
+        Entry(file.lines[name], name, 0.0, math.inf, ((file.class_names[number],),))
+        for name, number in file.class_of.items()
+        if 0 <= number < len(file.class_names)
+    ]
     return file
 
 
