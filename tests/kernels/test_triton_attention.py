@@ -93,19 +93,20 @@ def error(case: Case) -> float:
     torch.manual_seed(0)
     (q, k, v), (past_k, past_v), positions, mask = inputs(case)
     residual_from = case.num_class if case.residual else None
-    triton_attention.can_attend = lambda *_: True
-    triton_attention.MAX_CLIPS = case.max_clips
     before = [t.clone() for t in (q, k, v)]
-    out = attention(
-        q,
-        k,
-        v,
-        past_k=past_k,
-        past_v=past_v,
-        positions=positions,
-        key_mask=mask,
-        residual_from=residual_from,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_attention, "can_attend", lambda *_: True)
+        patch.setattr(triton_attention, "MAX_CLIPS", case.max_clips)
+        out = attention(
+            q,
+            k,
+            v,
+            past_k=past_k,
+            past_v=past_v,
+            positions=positions,
+            key_mask=mask,
+            residual_from=residual_from,
+        )
     assert all(map(torch.equal, (q, k, v), before))
     assert out.transpose(1, 2).is_contiguous()
 

@@ -41,9 +41,6 @@ class Case(NamedTuple):
 def errors(case: Case, wants_gradients: bool = True) -> tuple[float, float]:
     """The largest relative error of the result and of all gradients, against the definition on the same numbers."""
     torch.manual_seed(0)
-    module = sys.modules["memvit.kernels.attention"]
-    module._takes_narrow_values = lambda _: case.narrow_values  # type: ignore[attr-defined]
-    triton_folding.can_fold = lambda q, folding: True
     B, heads, num_class = 2, 2, case.num_class
     keys = [KeyGrid((2, 2, 3))]
     if case.has_past:
@@ -82,7 +79,11 @@ def errors(case: Case, wants_gradients: bool = True) -> tuple[float, float]:
         weights = torch.linspace(-1, 1, out.numel(), device=DEVICE).view(out.shape)
         return [out.detach(), *torch.autograd.grad((out.float() * weights).sum(), leaves)]
 
-    found, expected = run(True), run(False)
+    with pytest.MonkeyPatch.context() as patch:
+        module = sys.modules["memvit.kernels.attention"]
+        patch.setattr(module, "_takes_narrow_values", lambda _: case.narrow_values)
+        patch.setattr(triton_folding, "can_fold", lambda q, folding: True)
+        found, expected = run(True), run(False)
     largest = [
         float((a.float() - b.float()).abs().max() / b.float().abs().max()) for a, b in zip(found, expected, strict=True)
     ]

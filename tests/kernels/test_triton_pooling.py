@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
@@ -84,11 +86,15 @@ def exact_poolings(poolings: list[Pooling]) -> list[Pooling]:
 # What the other process runs
 
 
-def make_few(num: int) -> None:
+@contextmanager
+def few(num: int) -> Iterator[None]:
     """Up to so many tokens are made by a program each."""
     from memvit.kernels import triton_pooling_few, triton_pooling_forward
 
-    triton_pooling_few.MAX_FEW = num
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_pooling_few, "MAX_FEW", num)
+        triton_pooling_forward.plan.cache_clear()
+        yield
     triton_pooling_forward.plan.cache_clear()
 
 
@@ -96,9 +102,9 @@ def make_few(num: int) -> None:
 def error_of_few(case: Case) -> float:
     """The largest relative error of outputs, against float64, where all tokens are few."""
     torch.manual_seed(0)
-    make_few(1 << 30)
     x, poolings = case.tokens(), case.poolings()
-    outs = triton_pool_norm(x, case.grid, poolings, num_class=case.num_class)
+    with few(1 << 30):
+        outs = triton_pool_norm(x, case.grid, poolings, num_class=case.num_class)
     expected = [definition(exactly(x), case.grid, pooling, case.num_class) for pooling in exact_poolings(poolings)]
     return max(map(relative_error, outs, expected))
 
@@ -106,9 +112,9 @@ def error_of_few(case: Case) -> float:
 def errors(case: Case) -> tuple[float, float]:
     """The largest relative error of outputs and of gradients, against float64."""
     torch.manual_seed(0)
-    make_few(0)
     x, poolings = case.tokens(), case.poolings()
-    outs = triton_pool_norm(x, case.grid, poolings, num_class=case.num_class)
+    with few(0):
+        outs = triton_pool_norm(x, case.grid, poolings, num_class=case.num_class)
     assert all(out.dtype == case.dtype for out in outs)
     grads = [torch.randn_like(out) for out in outs]
     actual = torch.autograd.grad(outs, [x, *parameters(poolings)], grads)
@@ -126,9 +132,7 @@ def errors_with_times(case: Case, times: int) -> tuple[float, float]:
     usual = triton_pooling_forward.Sliding.of
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_pooling_forward.Sliding, "of", lambda *sizes: usual(*sizes)._replace(times=times))
-        found = errors(case)
-    triton_pooling_forward.plan.cache_clear()
-    return found
+        return errors(case)
 
 
 def errors_of_a_part_of_wider_tokens() -> tuple[float, float]:
