@@ -21,8 +21,20 @@ def _fixed_seed() -> None:
 
 @pytest.fixture(scope="session")
 def process() -> Iterator[ProcessPoolExecutor]:
-    """Where kernels for GPUs run if there is none: one for all of their tests, as it takes seconds to begin."""
+    """Where kernels for GPUs run, interpreted if there is none: one for all of their tests, as it takes seconds to begin."""
     from interpreted import kernel_process
 
     with kernel_process() as executor:
         yield executor
+
+
+@pytest.fixture(scope="session")
+def interpreting_process(request: pytest.FixtureRequest) -> Iterator[ProcessPoolExecutor]:
+    """One in which they are interpreted even if there is a GPU."""
+    from interpreted import DEVICE, kernel_process
+
+    if DEVICE == "cpu":
+        yield request.getfixturevalue("process")
+    else:
+        with kernel_process(is_interpreted=True) as executor:
+            yield executor

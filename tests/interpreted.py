@@ -20,9 +20,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(not is_available(), reason="Triton is not installed: there are no kernels")
 
 
-def _begin() -> None:
+def _begin(is_interpreted: bool) -> None:
     torch.set_num_threads(1)
-    if DEVICE == "cpu" and is_available():
+    if is_interpreted and is_available():
         from triton.runtime.interpreter import interpreter_builder
 
         # Half of its time went to looking for overflows, which need larger tensors than are interpreted.
@@ -30,12 +30,12 @@ def _begin() -> None:
 
 
 @contextmanager
-def kernel_process() -> Iterator[ProcessPoolExecutor]:
+def kernel_process(is_interpreted: bool = DEVICE == "cpu") -> Iterator[ProcessPoolExecutor]:
     """Where kernels run. Triton is interpreted in a whole process or not at all; in that of the tests it is not."""
     with pytest.MonkeyPatch.context() as patch:
-        if DEVICE == "cpu":
+        if is_interpreted:
             patch.setenv("TRITON_INTERPRET", "1")
-        executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin)
+        executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (is_interpreted,))
         executor.submit(int).result()  # it has begun, with this environment
     with executor:
         yield executor

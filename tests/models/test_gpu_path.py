@@ -98,9 +98,9 @@ def train() -> tuple[float, dict[str, float]]:
     ids=["clip", "clip in low precision", "causal frames"],
 )
 def test_a_stream_needs_one_graph_and_one_call_a_block(
-    process: ProcessPoolExecutor, overrides: dict[str, object], num_steps: int, attention: dict[str, int]
+    interpreting_process: ProcessPoolExecutor, overrides: dict[str, object], num_steps: int, attention: dict[str, int]
 ) -> None:
-    outcome = process.submit(run_stream, overrides, num_steps, "triton_attention" in attention).result()
+    outcome = interpreting_process.submit(run_stream, overrides, num_steps, "triton_attention" in attention).result()
     assert outcome.num_graphs == 1
     found = {name: num for name, num in outcome.calls.items() if name not in ("position_layout", "linear", "mlp")}
     assert found == {"gather_patches": 1, "triton_pool_norm": 1, "gpu_max_pool": 1} | attention
@@ -109,8 +109,8 @@ def test_a_stream_needs_one_graph_and_one_call_a_block(
 
 
 @needs_triton
-def test_training_computes_the_gradients_of_the_plain_definitions(process: ProcessPoolExecutor) -> None:
-    error, grad_errors = process.submit(train).result()
+def test_training_computes_the_gradients_of_the_plain_definitions(interpreting_process: ProcessPoolExecutor) -> None:
+    error, grad_errors = interpreting_process.submit(train).result()
     assert error < 1e-5
     assert len(grad_errors) > 20
     assert max(grad_errors.values()) < 1e-4, max(grad_errors, key=grad_errors.get)  # type: ignore[arg-type]
