@@ -195,9 +195,8 @@ def test_folders_of_classes_are_checked(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     read = partial(find_labelled_videos, videos=tmp_path)
     report = check_annotations([tmp_path / "train", tmp_path / "val"], read)
-    assert [error.split(": ")[0] for error in found(report, "error")] == [
-        f"{tmp_path}/val"
-    ] * 2  # folders have no lines
+    places = [error.split(": ")[0] for error in found(report, "error")]
+    assert places == [f"{tmp_path}/val"] * 2  # folders have no lines
     assert "5.mp4" in found(report, "error")[0]
     assert "label 'jump' is not in" in found(report, "error")[1]
 

@@ -16,13 +16,7 @@ import torch.nn.functional as F
 from compiling import compiling, ignores_defaults
 from torch import Tensor
 
-from interpreted import (
-    DEVICE,
-    compile_one_graph,
-    exactly,
-    needs_triton,
-    relative_error,
-)
+from interpreted import DEVICE, compile_one_graph, exactly, needs_triton, relative_error
 from memvit.benchmarks import kernels
 from memvit.kernels.pooling import Pooling
 from memvit.kernels.triton_pooling import can_pool, triton_pool_norm, triton_pool_norm_each
@@ -94,8 +88,10 @@ def few(num: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_pooling_few, "MAX_FEW", num)
         triton_pooling_forward.plan.cache_clear()
-        yield
-    triton_pooling_forward.plan.cache_clear()
+        try:
+            yield
+        finally:
+            triton_pooling_forward.plan.cache_clear()
 
 
 @torch.no_grad()

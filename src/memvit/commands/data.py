@@ -64,11 +64,11 @@ def check(
         raise ValueError("--label_map and --first_second are for boxes: give --task boxes as well, or leave them out")
     if task != "kinetics" and classes is not None:
         raise ValueError("--classes is for kinetics: give --task kinetics as well, or leave it out")
-    if task == "kinetics" and clip_s is not None:
-        raise ValueError(
-            "--clip_s says nothing of kinetics, where an epoch takes one clip of every video: leave it out"
-        )
     if task == "kinetics":
+        if clip_s is not None:
+            raise ValueError(
+                "--clip_s says nothing of kinetics, where an epoch takes one clip of every video: leave it out"
+            )
         read = partial(find_labelled_videos, videos=videos, classes=classes)
     elif task == "epic":
         read = partial(open_epic, videos=videos, image_fps=image_fps, cache=cache_dir())
